@@ -1,0 +1,142 @@
+"""The one way in: `rlhf`, or `python -m rlhf_lightning`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from rlhf_lightning import compose
+from rlhf_lightning.compose_errors import JobsFailed, is_config_error, one_line
+from rlhf_lightning.errors import Interrupted, RunFailed, UserError
+
+_failures: list[BaseException] = []
+"""Why the single run ended, for `main`: Hydra would print a line of its own about it."""
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Check the config, then do the task; returns its metrics.
+
+    Raises: UserError, RunFailed, Interrupted.
+    """
+    root = compose.check(cfg)
+    if root.task == "runs":
+        from rich.console import Console
+
+        from rlhf_lightning.runs.listing import runs_table
+
+        Console().print(runs_table(Path(root.outputs)))
+        return {}
+    from rlhf_lightning.pipeline import run_task
+
+    overrides = [str(item) for item in HydraConfig.get().overrides.task]
+    return run_task(root, config_yaml=compose.saved_config(root), overrides=overrides)
+
+
+def job(cfg: DictConfig) -> dict[str, Any] | None:
+    """What Hydra calls, once for every job."""
+    try:
+        return run(cfg)
+    except Interrupted as error:
+        # not an Exception: Hydra would go on with the next job
+        print(f"rlhf: {error}", file=sys.stderr)
+        raise SystemExit(128 + error.signum) from None
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.RUN:
+            _failures.append(error)
+            return None
+        name = " ".join(str(item) for item in HydraConfig.get().overrides.task)
+        report(error, name)
+        raise
+
+
+def report(error: BaseException, job_name: str = "") -> int:
+    """Print what went wrong, one line if it is the user's to mend, and return the exit code."""
+    prefix = f"error: {job_name}: " if job_name else "error: "
+    if isinstance(error, UserError | RunFailed):
+        print(f"{prefix}{' '.join(str(error).split())}", file=sys.stderr)
+    elif is_config_error(error):
+        print(f"{prefix}{one_line(error)}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+        print(f"{prefix}{type(error).__name__}: {error}", file=sys.stderr)
+    return 2 if is_config_error(error) else 1
+
+
+def saved_config_first(argv: list[str]) -> list[str]:
+    """Let `--config-dir DIR --config-name NAME` run DIR/NAME.yaml, whatever it is called.
+
+    Hydra searches its own folder first, where a run's `config` would never be found: DIR becomes the main folder and
+    our groups the one that is added.
+    """
+    values: dict[str, str] = {}
+    rest: list[str] = []
+    items = iter(argv)
+    for item in items:
+        flag, equals, value = item.partition("=")
+        name = {"-cd": "--config-dir", "-cn": "--config-name"}.get(flag, flag)
+        if name in ("--config-dir", "--config-name"):
+            values[name] = value if equals else next(items, "")
+        else:
+            rest.append(item)
+    folder, name = values.get("--config-dir"), values.get("--config-name")
+    if not folder or not (Path(folder) / f"{name or 'config'}.yaml").is_file():
+        return argv
+    primary = str(Path(folder).resolve())
+    ours = str(compose.conf_dir())
+    return [
+        "--config-path",
+        primary,
+        "--config-name",
+        name or "config",
+        "--config-dir",
+        ours,
+        *rest,
+    ]
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 2 bad input, 1 failed, 128 + signal stopped by a signal."""
+    # spinning OpenMP threads slow each other down many times where a core is shared; read when torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Hydra then raises instead of printing and leaving
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    compose.register()
+    sys.argv[1:] = saved_config_first(sys.argv[1:])
+    _failures.clear()
+    try:
+        hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")(
+            job
+        )()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # `rlhf --help | head`: nobody reads on, and Python must not try to flush at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except Exception as error:
+        if full_error and not isinstance(error, JobsFailed):
+            raise
+        if isinstance(error, RunFailed):
+            raise SystemExit(report(error)) from None
+        # the job's own errors do not come this way: this is Hydra, composing
+        raise SystemExit(report(UserError(one_line(error, sys.argv[1:])))) from None
+    finally:
+        logging.shutdown()
+    if _failures:
+        if full_error:
+            raise _failures[0]
+        raise SystemExit(report(_failures[0]))
+
+
+if __name__ == "__main__":
+    main()

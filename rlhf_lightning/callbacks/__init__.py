@@ -1,0 +1,1 @@
+"""What happens beside training: checkpoints, metrics.csv, progress, sample tables."""

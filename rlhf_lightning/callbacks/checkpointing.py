@@ -1,0 +1,168 @@
+"""Checkpoints that a kill at any moment leaves whole, and that continue a run to the bit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+
+from rlhf_lightning.callbacks.log import drop_after
+from rlhf_lightning.callbacks.random_state import random_state, set_random_state
+from rlhf_lightning.errors import Interrupted
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+LAST, PREVIOUS, PART = "last.ckpt", "previous.ckpt", "part.ckpt"
+
+logger = logging.getLogger(__name__)
+
+
+class Stop(Protocol):
+    """Where a signal handler leaves the signal that asks the run to end."""
+
+    @property
+    def requested(self) -> int | None: ...
+
+
+class Checkpointing(pl.Callback):
+    """Save every `every` training batches, and before a requested stop.
+
+    A batch that is followed by a validation is saved after it: the checkpoint then holds everything up to its step,
+    and nothing is skipped or repeated on resume.
+
+    The module's, the data module's and the optimizer's states are in a Lightning checkpoint anyway; this callback adds
+    the global random states and the last step that was logged. Generators that a module owns belong in the module's
+    own `on_save_checkpoint`. Give every DataLoader a generator of its own: `iter(loader)` draws from the global one.
+    Install the signal handlers that fill `stop` before `fit`. Register this callback last, so that the states of
+    other callbacks are those after the step.
+
+    Raises (in training): Interrupted, once the checkpoint of a requested stop is on disk.
+    """
+
+    def __init__(self, folder: Path | str, every: int, stop: Stop | None = None) -> None:
+        if every < 1:
+            raise ValueError(f"checkpoint_every must be >= 1, got {every!r}")
+        self.folder = Path(folder)
+        self.every = every
+        self.stop = stop
+        self._batches = 0
+        self._logged = -1
+        self._waiting = False
+        self._restored: dict[str, Any] | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def on_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Remember how far the logs have come (called by `log_metrics`)."""
+        self._logged = max(self._logged, step)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Here and not in load_state_dict: building the loaders in between draws from the global generators.
+        if self._restored is not None:
+            set_random_state(self._restored)
+            self._restored = None
+        drop_after(trainer, self._logged)
+        self._take_signals_back()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._batches += 1
+        self._waiting = self._batches % self.every == 0 or self._requested() is not None
+        if self._waiting and not _validation_follows(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and (self._waiting or self._requested() is not None):
+            self._save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self._batches, "logged": self._logged, "random": random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._batches = state_dict["batches"]
+        self._logged = state_dict["logged"]
+        self._restored = state_dict["random"]
+
+    def _requested(self) -> int | None:
+        return None if self.stop is None else self.stop.requested
+
+    def _take_signals_back(self) -> None:
+        # Lightning has put handlers of its own in front since on_fit_start: its SIGTERM leaves a validation half-way
+        # without a checkpoint, its SLURM handler requeues. It restores the old ones after the run itself.
+        if self.stop is not None and threading.current_thread() is threading.main_thread():
+            for signum, handler in self._handlers.items():
+                if callable(handler):
+                    signal.signal(signum, handler)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._waiting = False
+        signum = self._requested()
+        save_checkpoint(trainer, self.folder)
+        if signum is not None:
+            # Raising is enough: Lightning calls on_exception, flushes the loggers and passes it on. should_stop
+            # would run a validation first and then end `fit` as if all had been done.
+            raise Interrupted(signum)
+
+
+def save_checkpoint(trainer: pl.Trainer, folder: Path) -> Path:
+    """Write `folder/last.ckpt` by way of a temporary name; the one before it stays as previous.ckpt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    last, part = folder / LAST, folder / PART
+    trainer.save_checkpoint(part)
+    if trainer.is_global_zero:
+        _sync(part)
+        if last.exists():
+            os.replace(last, folder / PREVIOUS)
+        os.replace(part, last)
+        _sync(folder)
+    trainer.strategy.barrier("checkpoint renamed")
+    return last
+
+
+def find_checkpoint(folder: Path | str) -> Path | None:
+    """The newest whole checkpoint; one that is cut short or damaged is passed over with a warning."""
+    for name in (LAST, PREVIOUS):
+        path = Path(folder) / name
+        if path.exists():
+            if _is_whole(path):
+                return path
+            logger.warning("%s is damaged and is passed over", path)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    # torch writes a zip with a CRC for each member: reading them all costs less than loading.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False
+
+
+def _validation_follows(trainer: pl.Trainer) -> bool:
+    """Will Lightning validate after this batch? (Private in Lightning, which is locked; a test guards it.)"""
+    loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
+    assert fetcher is not None
+    return bool(trainer.enable_validation) and loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

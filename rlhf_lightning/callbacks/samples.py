@@ -1,0 +1,104 @@
+"""What the policy says to the same fixed prompts over time, as tables, figures and samples.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+COLUMNS = ("prompt", "response", "score", "gold", "kl_k1")
+TOKEN_ROWS = ("kl_k1", "value", "advantage")
+
+
+class SampleTables(pl.Callback):
+    """After each validation, show `pl_module.validation_samples`: a list of dicts, one for each fixed prompt, with
+
+        prompt, response   text
+        score, gold, kl_k1 numbers (kl_k1: sum over the response)
+        tokens             the response's tokens as text
+        token_kl_k1, token_value, token_advantage   one number for each token
+
+    of which all but the first two may be absent. The x axis is `pl_module.log_step` (else Lightning's global step).
+    Each logger gets what it can show: `experiment.add_text` and `add_figure` (TensorBoard); others are passed over.
+    """
+
+    def __init__(self, path: Path | str, figures: int = 8) -> None:
+        self.path = Path(path)
+        self.figures = figures
+        """Prompts that get a heat strip (a figure takes some tenths of a second)."""
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rows: list[dict[str, Any]] | None = getattr(pl_module, "validation_samples", None)
+        if not rows or trainer.sanity_checking:
+            return
+        step = int(getattr(pl_module, "log_step", trainer.global_step))
+        self._append(rows, step)
+        experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+        writers = [writer for writer in experiments if hasattr(writer, "add_text")]
+        for writer in writers:
+            writer.add_text("samples", markdown_table(rows), step)
+        for number, row in enumerate(rows[: self.figures]):
+            strips = token_rows(row)
+            if strips and writers:
+                self._figure(writers, row["tokens"], strips, number, step)
+
+    @rank_zero_only
+    def drop_after(self, step: int) -> None:
+        """Forget samples past `step` (they are about to be made again), and a last line that a kill cut short."""
+        if not self.path.exists():
+            return
+        text = self.path.read_text(encoding="utf-8")
+        lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def _append(self, rows: list[dict[str, Any]], step: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(
+                json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows
+            )
+
+    @staticmethod
+    def _figure(
+        writers: list[Any],
+        tokens: list[str],
+        strips: dict[str, list[float]],
+        number: int,
+        step: int,
+    ) -> None:
+        from rlhf_lightning.evaluation.figures import heat_strip
+
+        figure = heat_strip(tokens, strips)
+        for writer in writers:
+            # close=False: the figure is not one of pyplot's
+            writer.add_figure(f"tokens/prompt_{number}", figure, step, close=False)
+
+
+def token_rows(row: dict[str, Any]) -> dict[str, list[float]]:
+    """The per-token numbers that a sample has."""
+    return {name: row[f"token_{name}"] for name in TOKEN_ROWS if row.get(f"token_{name}")}
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The samples as a Markdown table."""
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    escaped = str(value).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return escaped.replace("\n", "<br>")

@@ -1,0 +1,225 @@
+"""The loaders of each stage. Batch i is a function of i, the seed and the rank, so any batch can be made alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlhf_lightning.batches import PPOBatch, SFTBatch
+from rlhf_lightning.config import PPOConfig, RewardConfig, SFTConfig
+from rlhf_lightning.data import collate
+from rlhf_lightning.data.loader import BatchLoader, Counted, ResumableLoader
+from rlhf_lightning.data.mixture import Mixture
+from rlhf_lightning.data.prompts import Prompt, first_prompts, fitting_prompts
+from rlhf_lightning.data.records import Record, keep_completions, pairs_of
+from rlhf_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Prompt", "comparison_batches", "first_prompts", "prompt_batches", "sft_batches"]
+
+
+def sft_batches(
+    mixture: Mixture,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    kind: str,
+    hp: SFTConfig,
+    split: str,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    prefetch: int = 0,
+) -> BatchLoader:
+    """Loader of `SFTBatch`, one for each optimizer step: this rank's share of the global batch, packed.
+
+    The training split gives `hp.epochs` passes over `hp.examples` examples (or all of a smaller finite source) as a
+    `ResumableLoader`; another split gives `hp.eval_examples` once. The last batch may be smaller. `kind` is
+    demonstration or text. Counts: examples, too_long.
+
+    Raises: UserError if there are no such records, or all of a batch are longer than `hp.max_length`.
+    """
+    train = split == "train"
+    examples = _at_most(hp.examples if train else hp.eval_examples, mixture.size(kind, split))
+    stream = _Stream(examples, hp.epochs if train else 1, seed, hp.global_batch_size)
+
+    def make_batch(number: int) -> Counted:
+        indices = stream.share(number, rank, world_size)
+        records = [mixture.record(kind, split, index) for index in indices]
+        batch, counts = _packed(records, tokenizer, hp.max_length)
+        if indices and counts["too_long"] == len(indices):
+            raise UserError(
+                f"{hp.stage}.max_length must be enough for some of the {split} examples, got {hp.max_length}: "
+                f"all {len(indices)} of batch {number} are longer"
+            )
+        return Counted(batch, counts)
+
+    return _loader(make_batch, len(stream), resumable=train, prefetch=prefetch)
+
+
+def prompt_batches(
+    mixture: Mixture,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    hp: PPOConfig,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    prefetch: int = 0,
+) -> ResumableLoader:
+    """Loader of `PPOBatch`, one for each iteration: this rank's share of the prompts, and of the text for PPO-ptx.
+
+    Training prompts start, start + 1, ... are used (another `start` for another round). Episode j's prompt is the
+    first of j, j + E, j + 2E, ... (E: all episodes of the run) that has at most `hp.max_prompt_tokens` tokens. Text is
+    packed to the length of prompt and response together. Counts: prompts, prompts_too_long, texts, texts_too_long.
+
+    Raises: UserError if there are no prompts (or no text for PPO-ptx), or none that fits.
+    """
+    mixture.size("prompt", "train")
+    texts = round(hp.episodes_per_iteration * hp.ptx.examples_per_episode) if hp.ptx.coef > 0 else 0
+    if texts:
+        mixture.size("text", "train")
+    episodes = hp.iterations * hp.episodes_per_iteration
+
+    def make_batch(number: int) -> Counted:
+        first = start + number * hp.episodes_per_iteration
+        indices = range(first + rank, first + hp.episodes_per_iteration, world_size)
+        prompts, too_long = fitting_prompts(
+            mixture, tokenizer, indices, episodes, hp.max_prompt_tokens
+        )
+        ids, records = [p.ids for p in prompts], [p.record for p in prompts]
+        batch = PPOBatch(collate.collate_prompts(ids, records, _pad(tokenizer)))
+        counts = {"prompts": len(prompts), "prompts_too_long": too_long}
+        if texts:
+            indices = range(number * texts + rank, (number + 1) * texts, world_size)
+            documents = [mixture.record("text", "train", start + index) for index in indices]
+            length = hp.max_prompt_tokens + hp.max_response_tokens
+            batch.pretraining, found = _packed(documents, tokenizer, length)
+            counts |= {"texts": found["examples"], "texts_too_long": found["too_long"]}
+        return Counted(batch, counts)
+
+    return ResumableLoader(make_batch, hp.iterations, prefetch=prefetch)
+
+
+def comparison_batches(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    hp: RewardConfig,
+    max_length: int,
+    seed: int,
+    train: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    prefetch: int = 0,
+) -> BatchLoader:
+    """Loader of `ComparisonBatch`, one for each optimizer step: all completions of this rank's share of the prompts.
+
+    A completion that is longer than `max_length` together with its prompt is dropped with its pairs, a prompt that
+    keeps no pair is dropped whole. Training takes `hp.epochs` passes, each in another order, as a `ResumableLoader`;
+    otherwise one pass in the given order, and prompts whose completions are all tied stay in.
+    Counts: prompts, prompts_dropped, completions_too_long.
+
+    Raises: UserError if there are no comparisons, or none of a batch fits.
+    """
+    if not records:
+        raise UserError("reward needs comparisons to learn from, got none")
+    stream = _Stream(len(records), hp.epochs if train else 1, seed, hp.global_batch_size)
+
+    def make_batch(number: int) -> Counted:
+        chosen = [records[index] for index in stream.share(number, rank, world_size)]
+        items, too_long = _comparisons(chosen, tokenizer, max_length, keep_tied=not train)
+        if chosen and not items:
+            raise UserError(
+                f"model.context_length must be enough for comparisons with their prompts, got {max_length}: "
+                f"none of the {len(chosen)} of batch {number} keeps a pair"
+            )
+        counts = {
+            "prompts": len(items),
+            "prompts_dropped": len(chosen) - len(items),
+            "completions_too_long": too_long,
+        }
+        return Counted(collate.collate_comparisons(items, _pad(tokenizer)), counts)
+
+    return _loader(make_batch, len(stream), resumable=train, prefetch=prefetch)
+
+
+class _Stream:
+    """`epochs` passes over `examples` examples, in global batches; a pass after the first is shuffled."""
+
+    def __init__(self, examples: int, epochs: int, seed: int, batch: int) -> None:
+        self._examples, self._epochs, self._seed, self._batch = examples, epochs, seed, batch
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def __len__(self) -> int:
+        return math.ceil(self._examples * self._epochs / self._batch)
+
+    def share(self, number: int, rank: int, world_size: int) -> list[int]:
+        """The example indices of this rank in global batch `number`."""
+        start = number * self._batch
+        stop = min(start + self._batch, self._examples * self._epochs)
+        return [self._index(position) for position in range(start + rank, stop, world_size)]
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, self._examples)
+        # The first pass needs no order of its own: sources are shuffled already, and it may be endlessly long.
+        return place if epoch == 0 else int(self._order(epoch)[place])
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(self._examples)
+
+
+def _loader(
+    make_batch: Callable[[int], Any], total: int, *, resumable: bool, prefetch: int
+) -> BatchLoader:
+    kind = ResumableLoader if resumable else BatchLoader
+    return kind(make_batch, total, prefetch=prefetch)
+
+
+def _at_most(wanted: int, size: int | None) -> int:
+    return wanted if size is None else min(wanted, size)
+
+
+def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad: Any = tokenizer.pad_token_id
+    return pad
+
+
+def _packed(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[SFTBatch, dict[str, int]]:
+    if records and "text" in records[0]:
+        encoded = collate.encode_texts(tokenizer, [r["text"] for r in records], max_length)
+    else:
+        encoded = collate.encode_demonstrations(
+            tokenizer, [r["messages"] for r in records], max_length
+        )
+    fitting = [document for document in encoded if document is not None]
+    counts = {"examples": len(fitting), "too_long": len(encoded) - len(fitting)}
+    return collate.pack(fitting, max_length, _pad(tokenizer)), counts
+
+
+def _comparisons(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    keep_tied: bool,
+) -> tuple[list[tuple[list[int], list[list[int]], Record]], int]:
+    prompts = collate.encode_prompts(tokenizer, [record["prompt"] for record in records])
+    texts = [text for record in records for text in record["completions"]]
+    encoded = iter(collate.encode_completions(tokenizer, texts))
+    items, too_long = [], 0
+    for prompt, record in zip(prompts, records, strict=True):
+        completions = [next(encoded) for _ in record["completions"]]
+        kept = [i for i, ids in enumerate(completions) if len(prompt) + len(ids) <= max_length]
+        too_long += len(completions) - len(kept)
+        smaller = record if len(kept) == len(completions) else keep_completions(record, kept)
+        if pairs_of(smaller)[0] or (keep_tied and len(kept) > 1):
+            items.append((prompt, [completions[i] for i in kept], smaller))
+    return items, too_long

@@ -1,0 +1,195 @@
+"""Records → token ids. Nothing is ever cut: what is too long is None, and the caller counts it.
+
+A chat text is tokenised in pieces, up to each assistant turn and then the turn itself. So the ids in training are
+those that the sampler sees (`encode_prompt` + `encode_completion`), and which tokens are the assistant's is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.data.records import Message
+from rlhf_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = list[int]
+
+
+@dataclass(slots=True)
+class Encoded:
+    """One document."""
+
+    ids: Ids
+    loss_mask: list[bool]
+    """True where the token is a target. Never the first one: nothing predicts it."""
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> Encoded | None:
+    """BOS (if the tokenizer has one) + text + EOS; every token but the first is a target."""
+    return encode_texts(tokenizer, [text], max_length)[0]
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> list[Encoded | None]:
+    """`encode_text` of many."""
+    bos, eos = _bos(tokenizer), _eos(tokenizer)
+    rows = [bos + ids + eos for ids in _tokenise(tokenizer, texts)]
+    return [
+        Encoded(ids, [False] + [True] * (len(ids) - 1)) if len(ids) <= max_length else None
+        for ids in rows
+    ]
+
+
+def encode_demonstration(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
+) -> Encoded | None:
+    """The rendered conversation; targets are the assistant's tokens and the EOS of its turns.
+
+    Raises: UserError if the chat template does not render a conversation as its prefix plus what follows.
+    """
+    return encode_demonstrations(tokenizer, [messages], max_length)[0]
+
+
+def encode_demonstrations(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    max_length: int,
+) -> list[Encoded | None]:
+    """`encode_demonstration` of many."""
+    pieces = _pieces(tokenizer, conversations)
+    tokens = iter(_tokenise(tokenizer, [piece for row in pieces for piece in row]))
+    bos, (eos,) = _bos(tokenizer), _eos(tokenizer)
+    encoded: list[Encoded | None] = []
+    for row in pieces:
+        document = _document([next(tokens) for _ in row], bos, eos)
+        encoded.append(document if len(document.ids) <= max_length else None)
+    return encoded
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Ids:
+    """The rendered prompt, ending where the assistant begins to speak."""
+    return encode_prompts(tokenizer, [messages])[0]
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]]
+) -> list[Ids]:
+    """`encode_prompt` of many."""
+    bos = _bos(tokenizer)
+    rendered = _render(tokenizer, prompts, generate=True)
+    return [_with_one_bos(ids, bos) for ids in _tokenise(tokenizer, rendered)]
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+    """A response as the policy emits it: its tokens and EOS."""
+    return encode_completions(tokenizer, [text])[0]
+
+
+def encode_completions(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
+    """`encode_completion` of many."""
+    eos = _eos(tokenizer)
+    return [ids + eos for ids in _tokenise(tokenizer, texts)]
+
+
+def _document(pieces: Sequence[Ids], bos: Ids, eos: int) -> Encoded:
+    """Pieces prompt, reply, prompt, reply, ...: targets are each reply's tokens up to its EOS."""
+    first = _with_one_bos(pieces[0], bos)
+    ids, loss_mask = list(first), [False] * len(first)
+    for number, piece in enumerate(pieces[1:], start=1):
+        spoken = 0
+        if number % 2:
+            last = number == len(pieces) - 1
+            if last and eos not in piece:
+                piece = [*piece, eos]  # noqa: PLW2901 (a template without it: the policy must learn to stop)
+            # What a template puts behind EOS (a line break) is never sampled, so it is not learnt.
+            spoken = piece.index(eos) + 1 if eos in piece else len(piece)
+            if last:
+                piece = piece[:spoken]  # noqa: PLW2901
+        ids += piece
+        loss_mask += [True] * spoken + [False] * (len(piece) - spoken)
+    return Encoded(ids, loss_mask)
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[list[str]]:
+    """Each conversation's rendering, cut where an assistant turn begins and where it ends."""
+    turns = [
+        [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for messages in conversations
+    ]
+    pairs = list(zip(conversations, turns, strict=True))
+    before = iter(_render(tokenizer, [m[:i] for m, t in pairs for i in t], generate=True))
+    after = iter(_render(tokenizer, [m[: i + 1] for m, t in pairs for i in t], generate=False))
+    pieces: list[list[str]] = []
+    for messages, places in pairs:
+        row, done = [], ""
+        for i in places:
+            for text in (next(before), next(after)):
+                if not text.startswith(done):
+                    raise _template_error(messages, i, done, text)
+                row.append(text[len(done) :])
+                done = text
+        pieces.append(row)
+    return pieces
+
+
+def _template_error(messages: Sequence[Message], turn: int, prefix: str, text: str) -> UserError:
+    return UserError(
+        "the tokenizer's chat_template must render a conversation as what came before plus the next turn; "
+        f"at message {turn} of {len(messages)} it does not: {prefix[-40:]!r} is not in {text[:80]!r}"
+    )
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    generate: bool,
+) -> list[str]:
+    if not conversations:
+        return []
+    rendered: Any = tokenizer.apply_chat_template(
+        [list(messages) for messages in conversations],  # type: ignore[arg-type]
+        tokenize=False,
+        add_generation_prompt=generate,
+    )
+    return rendered
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
+    backend: Any = tokenizer.backend_tokenizer
+    # A call tokenizer(..., padding=True) anywhere leaves these set. Set only if needed: it is a write, and a
+    # prefetching thread may be reading.
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.truncation is not None:
+        backend.no_truncation()
+    return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    bos: Any = tokenizer.bos_token_id
+    return [] if bos is None else [bos]
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    eos: Any = tokenizer.eos_token_id
+    if eos is None:
+        raise UserError(
+            "the tokenizer must have an EOS token, got none (prepare_tokenizer adds one)"
+        )
+    return [eos]
+
+
+def _with_one_bos(ids: Ids, bos: Ids) -> Ids:
+    """Exactly one BOS in front, whether the template writes none, one or two."""
+    start = 0
+    while bos and start < len(ids) and ids[start] == bos[0]:
+        start += 1
+    return bos + ids[start:]

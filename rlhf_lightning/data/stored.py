@@ -1,0 +1,57 @@
+"""Records that a run made and keeps: JSON Lines, written whole or not at all, read one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from rlhf_lightning.data.records import Record
+
+
+class StoredRecords(Sequence[Record]):
+    """A JSON Lines file as a sequence; in memory is one offset a record."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._starts = array("Q", [0])
+        with path.open("rb") as file:
+            for line in file:
+                self._starts.append(self._starts[-1] + len(line))
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        with self.path.open("rb") as file:
+            file.seek(self._starts[index % len(self)])
+            return json.loads(file.readline())
+
+    def __iter__(self) -> Iterator[Record]:
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def store(path: Path, records: Iterable[dict[str, Any]]) -> StoredRecords:
+    """Write all records under a temporary name, then rename; a kill leaves no part of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    return StoredRecords(path)

@@ -1,0 +1,63 @@
+"""What one model said to the evaluation prompts, and what was thought of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+
+class Gold(Protocol):
+    """The gold labeler's judgement of one response, each part in [0, 1]."""
+
+    @property
+    def helpful(self) -> float: ...
+    @property
+    def truthful(self) -> float: ...
+    @property
+    def harmless(self) -> float: ...
+    @property
+    def total(self) -> float: ...
+
+
+@dataclass
+class ModelSamples:
+    """One response of one model to each prompt. Every list has an element for each prompt, or is None."""
+
+    name: str
+    """Prefix of the metrics: base, sft, ppo, ..."""
+    prompts: list[dict[str, Any]]
+    """Prompt records; the same ones, in the same order, for all models that are compared."""
+    responses: list[str]
+    response_tokens: list[int]
+    """Length of each response, EOS included."""
+    ended: list[bool]
+    """True where the response ends with EOS."""
+    gold: Sequence[Gold] | None = None
+    scores: list[float] | None = None
+    """The reward model's scores."""
+    kl_k1: list[float] | None = None
+    """Sum over the response of logπ − logπ_ref, nats."""
+    kl_k3: list[float] | None = None
+    """Sum over the response of e^{−k1} − 1 + k1, nats."""
+    reworded_responses: list[str | None] | None = None
+    """Response to the same request in other words; None where there is no rewording."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("name", "prompts") or value is None:
+                continue
+            if len(value) != len(self.prompts):
+                raise ValueError(
+                    f"{self.name}.{field.name} must have one element for each of"
+                    f" {len(self.prompts)} prompts, got {len(value)}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def prompt_text(record: dict[str, Any]) -> str:
+    """The messages of a prompt record, one line each with its role: what a person reads."""
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in record["prompt"])

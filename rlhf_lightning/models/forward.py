@@ -1,0 +1,115 @@
+"""Forward passes over prompt + response that keep only the positions a stage needs.
+
+Prompts are left-padded and responses right-padded, so that every response begins in the same column.
+Position ids count real tokens, so that left-padding never changes a log-probability.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields, replace
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lightning.batches import Experience, Rollout, SFTBatch
+
+Aligned = TypeVar("Aligned", Rollout, Experience)
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Place of each real token among the real tokens of its row, (B, T); padding gets 0 or repeats."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+@lru_cache(maxsize=64)
+def _accepts(model_class: type, name: str) -> bool:
+    return name in inspect.signature(model_class.forward).parameters
+
+
+def inputs_for(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Keyword arguments of a forward pass; models that derive positions from the mask are not given any."""
+    kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
+    if _accepts(type(model), "position_ids"):
+        kwargs["position_ids"] = position_ids(mask)
+    return kwargs
+
+
+def packed_logits(model: nn.Module, batch: SFTBatch) -> Tensor:
+    """Logits (N, T, V) of packed rows; a token sees only earlier tokens of its own document.
+
+    The mask is 4-D (row, head, query, key), which transformers passes through as it is: bool for sdpa,
+    additive for eager.
+    """
+    same = batch.documents[:, :, None] == batch.documents[:, None, :]
+    causal = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+    # a padding query sees the other padding before it: a row without any key would be NaN
+    mask = (same & causal)[:, None]
+    if model.config._attn_implementation == "eager":  # type: ignore[union-attr]
+        lowest = torch.finfo(model.dtype).min  # type: ignore[arg-type]
+        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)  # type: ignore[arg-type]
+    return model(
+        input_ids=batch.ids, attention_mask=mask, position_ids=batch.positions, use_cache=False
+    ).logits
+
+
+def response_logits(
+    model: nn.Module,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> Tensor:
+    """Logits (B, R, V) from which each response token is predicted; none are computed for the prompt."""
+    ids, mask = torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, response_mask], 1)
+    keep = response_ids.shape[1] + 1
+    out = model(**inputs_for(model, ids, mask), logits_to_keep=keep, use_cache=False)
+    return out.logits[:, :-1]
+
+
+def _hidden(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    backbone = getattr(model, model.base_model_prefix)  # type: ignore[arg-type]
+    return backbone(**inputs_for(backbone, ids, mask), use_cache=False).last_hidden_state
+
+
+def token_values(
+    model: nn.Module,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> Tensor:
+    """V before each response token is emitted, (B, R) fp32: the head on the state of the token before it."""
+    ids, mask = torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, response_mask], 1)
+    start = prompt_ids.shape[1] - 1
+    hidden = _hidden(model, ids, mask)[:, start : start + response_ids.shape[1]]
+    return normalised(model, model.score(hidden)[..., 0].float())  # type: ignore[operator]
+
+
+def sequence_scores(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """The reward model's score of each row, (C,) fp32, read at the last real token."""
+    last = ids.shape[1] - 1 - mask.long().flip(1).argmax(1)
+    hidden = _hidden(model, ids, mask)[torch.arange(len(ids), device=ids.device), last]
+    return normalised(model, model.score(hidden)[..., 0].float())  # type: ignore[operator]
+
+
+def normalised(model: nn.Module, raw: Tensor) -> Tensor:
+    """(raw − bias) · gain with the numbers that the artifact's config.json carries (0 and 1 where it has none)."""
+    config = model.config
+    return (raw - getattr(config, "reward_bias", 0.0)) * getattr(config, "reward_gain", 1.0)  # type: ignore[arg-type]
+
+
+def trim(batch: Aligned) -> Aligned:
+    """The batch without columns that are padding in every row: left of the prompts, right of the responses."""
+    start = int(batch.prompt_mask.any(0).long().argmax())
+    length = int(batch.response_mask.sum(1).max())
+    cut: dict[str, Any] = {}
+    for f in fields(batch):
+        value = getattr(batch, f.name)
+        if f.name.startswith("prompt_"):
+            cut[f.name] = value[:, start:]
+        elif isinstance(value, Tensor) and value.dim() == 2:
+            cut[f.name] = value[:, :length]
+    return replace(batch, **cut)

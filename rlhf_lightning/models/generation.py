@@ -1,0 +1,91 @@
+"""Sampling that keeps what PPO needs: the log-probability of every token as it was drawn.
+
+Rows leave the batch when they have emitted EOS. Each token is drawn by inverting its distribution function at a
+uniform number that belongs to (row, step), so that the rows which left change nothing for those which stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lightning.batches import PromptBatch, TensorBatch
+from rlhf_lightning.models.forward import inputs_for
+
+COMPACT_BELOW = 0.8
+"""The batch is compacted when fewer than this share of its rows still speak; copying the cache costs too."""
+
+
+@dataclass
+class Responses(TensorBatch):
+    """Sampled responses, right-padded."""
+
+    ids: Tensor
+    """(B, R) token ids, EOS included."""
+    mask: Tensor
+    """(B, R) True = sampled token."""
+    logprobs: Tensor
+    """(B, R) fp32 log-probability at the sampling temperature; 0 in padding."""
+    ended: Tensor
+    """(B,) True where EOS was emitted."""
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    prompts: PromptBatch,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    eos_id: int,
+    pad_id: int,
+    generator: torch.Generator,
+) -> Responses:
+    """Sample one response for each prompt from softmax(logits / temperature); no top-k, no top-p.
+
+    `generator` lives on the CPU whatever the device, so that samples do not depend on it.
+    """
+    device, rows = prompts.ids.device, len(prompts.ids)
+    uniforms = torch.rand(rows, max_new_tokens, generator=generator).to(device)
+    ids = torch.full((rows, max_new_tokens), pad_id, device=device)
+    logprobs = torch.zeros(rows, max_new_tokens, device=device)
+    mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    alive = torch.arange(rows, device=device)  # the original row of each row that is still computed
+    attention, lengths = prompts.mask, prompts.mask.sum(1)
+    out = model(**inputs_for(model, prompts.ids, attention), use_cache=True, logits_to_keep=1)
+    cache = out.past_key_values
+    for step in range(max_new_tokens):
+        token, logprob = _draw(out.logits[:, -1], uniforms[alive, step], temperature)
+        speaking = ~ended[alive]
+        here = alive[speaking]
+        ids[here, step], logprobs[here, step], mask[here, step] = token[speaking], logprob[speaking], True
+        ended[here] = token[speaking] == eos_id
+        speaking = ~ended[alive]
+        remaining = int(speaking.sum())
+        if remaining == 0 or step == max_new_tokens - 1:
+            break
+        if remaining < COMPACT_BELOW * len(alive):
+            keep = speaking.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            alive, attention, lengths, token = alive[keep], attention[keep], lengths[keep], token[keep]
+        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], 1)
+        inputs = inputs_for(model, token[:, None], attention)
+        if "position_ids" in inputs:
+            inputs["position_ids"] = (lengths + step)[:, None]
+        out = model(**inputs, past_key_values=cache, use_cache=True)
+    width = int(mask.sum(1).max())
+    return Responses(ids[:, :width], mask[:, :width], logprobs[:, :width], ended)
+
+
+def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens (A,) at the given quantiles of softmax(logits / temperature), and their log-probabilities."""
+    logprobs = torch.log_softmax(logits.float() / temperature, -1)
+    cumulative = logprobs.exp().cumsum(-1)
+    # scaled by the total, which rounding keeps from being exactly one
+    token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
+    token = token.clamp(max=logits.shape[1] - 1)
+    return token[:, 0], logprobs.gather(1, token)[:, 0]

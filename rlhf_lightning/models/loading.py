@@ -1,0 +1,136 @@
+"""Making, loading and saving causal LMs, scalar-head models and their tokenizers.
+
+Weights are read from safetensors only; code that comes with a model runs only where `model.trust_remote_code` says so.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from rlhf_lightning.config import ModelConfig
+from rlhf_lightning.errors import UserError
+
+disable_progress_bar()  # one bar a run: the stage's own
+
+
+def _options(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "dtype": getattr(torch, model.dtype),
+        "attn_implementation": model.attention,
+        "trust_remote_code": model.trust_remote_code,
+    }
+
+
+def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder or hub id."""
+    return AutoTokenizer.from_pretrained(
+        path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+
+
+def load_policy(path: str | Path, model: ModelConfig) -> PreTrainedModel:
+    """A causal LM from a folder or hub id."""
+    try:
+        policy = AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=True, revision=model.revision, **_options(model)
+        )
+    except OSError as error:
+        raise UserError(f"model.path={path}: {str(error).splitlines()[0]}") from error
+    return prepare(policy, model)
+
+
+def new_policy(
+    model: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, seed: int
+) -> PreTrainedModel:
+    """The model's own weights: those of `model.path`, or random ones of `model.architecture`."""
+    if model.path is not None:
+        policy = load_policy(model.path, model)
+        if len(tokenizer) > policy.get_input_embeddings().num_embeddings:
+            policy.resize_token_embeddings(len(tokenizer))
+        return policy
+    config = _architecture(model, tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        policy = AutoModelForCausalLM.from_config(config, **_options(model))
+    return prepare(policy, model)
+
+
+def _architecture(model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
+    shape = dict(model.architecture)
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    config.vocab_size = len(tokenizer)
+    config.max_position_embeddings = model.context_length
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
+    return config
+
+
+def new_scorer(path: str | Path, model: ModelConfig, *, seed: int) -> PreTrainedModel:
+    """A scalar-head model whose backbone is the policy at `path`; head ~ N(0, 1/√(d+1)), no bias [S]."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        scorer = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, use_safetensors=True, revision=model.revision, **_options(model)
+        )
+        width = scorer.score.weight.shape[1]
+        nn.init.normal_(scorer.score.weight, std=1 / math.sqrt(width + 1))
+    return prepare(scorer, model)
+
+
+def load_scorer(path: str | Path, model: ModelConfig) -> PreTrainedModel:
+    """A trained scalar-head model; its bias and gain come with its config."""
+    scorer = AutoModelForSequenceClassification.from_pretrained(
+        path, use_safetensors=True, **_options(model)
+    )
+    if scorer.config.num_labels != 1:
+        raise UserError(f"{path}: a reward model has one label, got {scorer.config.num_labels}")
+    return prepare(scorer, model)
+
+
+def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+    """Every dropout off (a stage that wants it turns it on), checkpointing of activations as asked."""
+    set_dropout(module, 0.0)
+    if model.gradient_checkpointing:
+        module.gradient_checkpointing_enable()
+    return module
+
+
+def set_dropout(module: nn.Module, probability: float) -> int:
+    """Set every dropout layer (attention's excepted) and return how many there are."""
+    layers = [m for m in module.modules() if isinstance(m, nn.Dropout)]
+    for layer in layers:
+        layer.p = probability
+    return len(layers)
+
+
+def frozen(module: PreTrainedModel) -> PreTrainedModel:
+    """The model in evaluation mode, without gradients."""
+    return module.eval().requires_grad_(False)
+
+
+def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+    """A Hugging Face folder with safetensors weights and the tokenizer with its chat template."""
+    module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())

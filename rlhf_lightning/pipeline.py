@@ -1,0 +1,227 @@
+"""The chain of stages, and of rounds: plan, claim, run or reuse, report.
+
+Every stage's run lives where its identity says; a pipeline is a run of its own that links to them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.compose import build, saved_config
+from rlhf_lightning.config import RootConfig
+from rlhf_lightning.data.mixture import Mixture
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.plan import Planner, StagePlan, stage_name
+from rlhf_lightning.runs import (
+    Artifact,
+    Run,
+    Stop,
+    claim,
+    graceful_signals,
+    mark_latest,
+    nearest,
+    resolve_artifact,
+    run_hash,
+    run_name,
+    run_path,
+)
+from rlhf_lightning.runs.search import is_run, read_run
+
+if TYPE_CHECKING:
+    from rlhf_lightning.tasks.job import Job
+
+log = logging.getLogger("rlhf_lightning")
+
+TASK_MODULES = {"pretrain": "sft", "sft": "sft", "reward": "reward", "ppo": "ppo", "evaluate": "evaluate"}
+"""Task → module of rlhf_lightning.tasks; imported late, so that a config error answers at once."""
+
+
+def run_task(root: RootConfig, *, config_yaml: str, overrides: Sequence[str]) -> dict[str, float]:
+    """Do what `task` says; returns the metrics of its run.
+
+    Raises: UserError before anything is written where the input is bad; RunFailed; Interrupted.
+    """
+    mixture = Mixture(root.mix, root.seed)
+    folder = Path(root.run_dir) if root.run_dir and root.task == "pipeline" else None
+    planner = Planner(root, mixture.identity(), folder)
+    if root.task == "pipeline":
+        plans = planner.pipeline()
+    else:
+        plans = [planner.stage(root.task)]
+    if root.dry_run:
+        return explain(root, plans)
+    with graceful_signals() as stop:
+        if root.task == "pipeline":
+            return run_pipeline(root, plans, mixture, stop, config_yaml, overrides)
+        return run_alone(plans[0], mixture, stop, overrides)
+
+
+def explain(root: RootConfig, plans: Sequence[StagePlan]) -> dict[str, float]:
+    """`dry_run=true`: for every stage whether it is reused, continued or new, and what differs from the nearest run."""
+    for plan in plans:
+        print(f"{plan.label:<18} {_state(plan):<10} {plan.path}")
+        if _state(plan) == "new":
+            found = nearest(root.outputs, plan.task, plan.identity)
+            if found is not None:
+                run, keys = found
+                shown = "; ".join(str(difference) for difference in keys)
+                print(f"{'':<18} {'':<10} nearest is {run.path.name}, which differs in {shown}")
+    return {}
+
+
+def _state(plan: StagePlan) -> str:
+    if not is_run(plan.path):
+        return "new"
+    return "reused" if read_run(plan.path).status == "finished" else "continued"
+
+
+def run_alone(
+    plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence[str]
+) -> dict[str, float]:
+    """One stage; its parents must be there."""
+    for parent in plan.parents.values():
+        if isinstance(parent, StagePlan) and _state(parent) != "reused":
+            raise UserError(
+                f"task={plan.task} needs the run of {parent.label} first, got none that is finished at"
+                f" {str(parent.path)!r}; run: {_command(parent.task, overrides)}"
+            )
+    run = run_stage(plan, mixture, stop, overrides)
+    mark_latest(plan.root.outputs, run.path)
+    return run.metrics
+
+
+def _command(task: str, overrides: Sequence[str]) -> str:
+    kept = [item for item in overrides if not item.startswith(("task=", "run_dir="))]
+    return " ".join(["rlhf", f"task={task}", *kept])
+
+
+def run_stage(plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence[str]) -> Run:
+    """Claim the stage's run and do its task, unless it is finished already."""
+    root = replace(plan.root, task=plan.task, run_dir=str(plan.folder) if plan.folder else None)
+    with _claimed(plan.path, plan.task, plan.name, root, plan.identity, overrides, stop) as run:
+        if run.finished:
+            log.info("%s: finished already, %s", plan.label, run.path)
+            return run
+        log.info("%s: %s %s", plan.label, "continues" if run.continued else "new,", run.path)
+        with _log_file(run.log):
+            run.finish(_do(plan, root, run, mixture, stop))
+    return run
+
+
+def _do(
+    plan: StagePlan, root: RootConfig, run: Run, mixture: Mixture, stop: Stop
+) -> dict[str, float]:
+    """The task itself, with its parents verified and its seeds set."""
+    start = time.monotonic()
+    parents = {role: _artifact(role, parent) for role, parent in plan.parents.items()}
+    # everything above answers without torch; from here on weights are loaded
+    from rlhf_lightning.callbacks.log import log_hparams
+    from rlhf_lightning.tasks.job import Job
+
+    task = importlib.import_module(f"rlhf_lightning.tasks.{TASK_MODULES[plan.task]}")
+    job: Job = Job(plan.task, plan.round, root, run, parents, mixture, stop, build)
+    job.seed_everything()
+    before = run.duration_s
+    metrics: dict[str, float] = task.run(job)
+    metrics[f"time/{plan.task}_s"] = before + time.monotonic() - start
+    hparams = {plan.task: getattr(root, plan.task).__dict__, "seed": root.seed, "model": root.model.name}
+    log_hparams(_hparam_loggers(job), hparams, metrics)
+    return metrics
+
+
+def _hparam_loggers(job: Job) -> list[Any]:
+    return [job.build(node, save_dir=str(job.run.tensorboard)) for node in (job.root.logger or {}).values()]
+
+
+def _artifact(role: str, parent: StagePlan | Artifact) -> Artifact:
+    if isinstance(parent, Artifact):
+        return parent
+    return resolve_artifact(parent.path, stages=(parent.task,), key=f"the {role} of this stage")
+
+
+@contextmanager
+def _claimed(
+    path: Path,
+    task: str,
+    name: str,
+    root: RootConfig,
+    identity: Mapping[str, Any],
+    overrides: Sequence[str],
+    stop: Stop,
+) -> Iterator[Run]:
+    with claim(
+        path,
+        task=task,
+        name=name,
+        seed=root.seed,
+        identity=identity,
+        config_yaml=saved_config(root),
+        overrides=overrides,
+        say=log.warning,
+        key="run_dir" if root.run_dir else "outputs",
+        stop=stop,
+    ) as run:
+        yield run
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Everything that is logged meanwhile, in log.txt too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def run_pipeline(
+    root: RootConfig,
+    plans: Sequence[StagePlan],
+    mixture: Mixture,
+    stop: Stop,
+    config_yaml: str,
+    overrides: Sequence[str],
+) -> dict[str, float]:
+    """All stages in order, each reused where it is finished; then the report."""
+    identity = {
+        "pipeline": {"rounds": root.pipeline.rounds},
+        "stages": {_place(plan): run_hash(plan.identity) for plan in plans},
+    }
+    name = run_name(root.model.name, root.mix.name, root.seed)
+    path = Path(root.run_dir) if root.run_dir else run_path(root.outputs, "pipeline", name, identity)
+    with ExitStack() as stack:
+        run = stack.enter_context(_claimed(path, "pipeline", name, root, identity, overrides, stop))
+        if run.finished:
+            log.info("pipeline: finished already, %s", run.path)
+            return run.metrics
+        stack.enter_context(_log_file(run.log))
+        stages: dict[str, Run] = {}
+        for plan in plans:
+            stage = run_stage(plan, mixture, stop, overrides)
+            run.link(stage.path, _place(plan))
+            stages[_place(plan)] = stage
+        metrics = {k: v for stage in stages.values() for k, v in stage.metrics.items() if v is not None}
+        from rlhf_lightning.tasks.report import write_pipeline_report
+
+        write_pipeline_report(run, root, plans, stages, metrics)
+        run.finish(metrics)
+    mark_latest(root.outputs, run.path)
+    log.info("pipeline: finished, %s", run.report)
+    return metrics
+
+
+def _place(plan: StagePlan) -> str:
+    name = stage_name(plan.task, plan.round)
+    size = plan.root.reward.model
+    other = size is not None and plan.root.model is size and plan.task != "reward"
+    return f"{name}-{plan.root.model.name}" if other else name

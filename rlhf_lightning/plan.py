@@ -1,0 +1,211 @@
+"""Which runs a command consists of: each stage with its identity, its parents and its place on disk.
+
+A plan is made before anything is loaded or written. The same plan answers `dry_run=true`, finds the parents of a
+single stage, and shares SFT and reward between the jobs of a sweep: equal identity, equal directory, one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.config import ModelConfig, RootConfig
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.runs import Artifact, resolve_artifact, run_hash, run_name, run_path
+from rlhf_lightning.runs.identity import FORMAT_VERSION, plain
+
+NOT_IDENTITY = ("init", "model", "checkpoint_every")
+"""Keys of a stage's node that do not say what it computes: parents count by what they are, the model by itself."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage run that a command needs."""
+
+    task: str
+    round: int
+    root: RootConfig
+    """The settings as this stage sees them (`reward.model` put in its place)."""
+    identity: dict[str, Any]
+    parents: dict[str, StagePlan | Artifact] = field(default_factory=dict)
+    """Role (base, policy, init, reward, ...) → the run or artifact that plays it."""
+    folder: Path | None = None
+    """Given by `run_dir`; None: the place that the identity determines."""
+
+    @property
+    def name(self) -> str:
+        return run_name(self.root.model.name, self.root.mix.name, self.root.seed)
+
+    @property
+    def label(self) -> str:
+        """How messages call it: `ppo`, `ppo of round 2`."""
+        return self.task if self.round == 1 else f"{self.task} of round {self.round}"
+
+    @property
+    def path(self) -> Path:
+        return self.folder or run_path(self.root.outputs, self.task, self.name, self.identity)
+
+
+class Planner:
+    """Plans stages of one command line; equal requests give the same plan."""
+
+    def __init__(
+        self, root: RootConfig, data_identity: Mapping[str, Any], folder: Path | None = None
+    ) -> None:
+        self.root, self.data_identity = root, dict(data_identity)
+        self.folder = folder
+        """Where all stages of a pipeline lie, if the user said so."""
+        self._made: dict[tuple[str, int, str], StagePlan] = {}
+
+    def pipeline(self) -> list[StagePlan]:
+        """All stages in the order in which they can run."""
+        last = self.evaluate(self.root.pipeline.rounds)
+        ordered: list[StagePlan] = []
+
+        def visit(plan: StagePlan | Artifact) -> None:
+            if isinstance(plan, StagePlan) and plan not in ordered:
+                for parent in plan.parents.values():
+                    visit(parent)
+                ordered.append(plan)
+
+        visit(last)
+        return ordered
+
+    def stage(self, task: str) -> StagePlan:
+        """The plan of `task=<stage>`: the first round's, with the place that `run_dir` gives this stage alone."""
+        plan = getattr(self, task)()
+        return replace(plan, folder=Path(self.root.run_dir)) if self.root.run_dir else plan
+
+    def pretrain(self, model: ModelConfig | None = None) -> StagePlan:
+        init = self.root.pretrain.init.policy
+        parents = self._given("init", init, "pretrain.init.policy", ("pretrain", "sft", "ppo"))
+        return self._plan("pretrain", parents, model=model)
+
+    def sft(self, model: ModelConfig | None = None) -> StagePlan:
+        init = self.root.sft.init.policy
+        parents = self._given("init", init, "sft.init.policy", ("pretrain", "sft", "ppo"))
+        if init is None and (model or self.root.model).path is None:
+            parents = {"init": self.pretrain(model)}
+        return self._plan("sft", parents, model=model)
+
+    def reward(self, round_: int = 1) -> StagePlan:
+        hp, init = self.root.reward, self.root.reward.init.policy
+        stages = ("pretrain", "sft", "ppo", "reward")
+        parents = self._given("init", init, "reward.init.policy", stages)
+        sampled = hp.completions == "policy"
+        if init == "none" and sampled:
+            raise UserError(
+                "reward.completions must be speakers where reward.init.policy is none, got 'policy'"
+            )
+        if round_ > 1:
+            parents = {"init": self.reward(round_ - 1)}
+        elif init is None:
+            parents = {"init": self.sft(hp.model)}
+        if sampled:
+            given = parents.get("init") if init is not None else self.sft()
+            current = self.ppo(round_ - 1) if round_ > 1 else given
+            assert current is not None
+            parents["policy"] = current
+        return self._plan("reward", parents, model=hp.model, round_=round_)
+
+    def ppo(self, round_: int = 1) -> StagePlan:
+        init = self.root.ppo.init
+        policy = self._given("policy", init.policy, "ppo.init.policy", ("pretrain", "sft", "ppo"))
+        reward = self._given("reward", init.reward, "ppo.init.reward", ("reward",))
+        if init.reward == "none":
+            raise UserError("ppo.init.reward must be a run, an artifact or a model folder, got 'none'")
+        if round_ > 1:
+            policy = {"policy": self.ppo(round_ - 1)}
+        elif init.policy is None:
+            policy = {"policy": self.sft()}
+        if not reward:
+            reward = {"reward": self.reward(round_)}
+        return self._plan("ppo", policy | reward, round_=round_)
+
+    def evaluate(self, rounds: int | None = None) -> StagePlan:
+        hp, rounds = self.root.evaluate, rounds or self.root.pipeline.rounds
+        parents: dict[str, StagePlan | Artifact] = {}
+        for name, given in hp.models.items():
+            key = f"evaluate.models.{name}"
+            parents |= self._given(f"models.{name}", given, key, ("pretrain", "sft", "ppo"))
+            if given is None:
+                found = self._default_model(name, key, rounds)
+                if found is not None:
+                    parents[f"models.{name}"] = found
+        reward = self._given("reward", hp.reward, "evaluate.reward", ("reward",))
+        if hp.reward is None:
+            reward = {"reward": self.reward(rounds)}
+        return self._plan("evaluate", parents | reward)
+
+    def _default_model(self, name: str, key: str, rounds: int) -> StagePlan | Artifact | None:
+        if name == "base":
+            # what SFT started from; None: the model's own weights
+            return self.sft().parents.get("init")
+        if name == "sft":
+            return self.sft()
+        if name == "ppo":
+            return self.ppo(rounds)
+        raise UserError(f"{key} must be a run, an artifact or a model folder, got null")
+
+    @staticmethod
+    def _given(
+        role: str, path: str | None, key: str, stages: tuple[str, ...]
+    ) -> dict[str, StagePlan | Artifact]:
+        if path is None or path == "none":
+            return {}
+        return {role: resolve_artifact(path, stages=stages, key=key)}
+
+    def _plan(
+        self,
+        task: str,
+        parents: dict[str, StagePlan | Artifact],
+        *,
+        model: ModelConfig | None = None,
+        round_: int = 1,
+    ) -> StagePlan:
+        root = self.root if model is None else replace(self.root, model=model)
+        key = (task, round_, root.model.name)
+        if key not in self._made:
+            identity = self._identity(task, root, parents, round_)
+            folder = None
+            if self.folder is not None:
+                folder = self.folder / stage_name(task, round_)
+                if model is not None and task != "reward":
+                    folder = folder.with_name(f"{folder.name}-{model.name}")
+            self._made[key] = StagePlan(task, round_, root, identity, parents, folder)
+        return self._made[key]
+
+    def _identity(
+        self,
+        task: str,
+        root: RootConfig,
+        parents: Mapping[str, StagePlan | Artifact],
+        round_: int,
+    ) -> dict[str, Any]:
+        node = {k: v for k, v in plain(getattr(root, task)).items() if k not in NOT_IDENTITY}
+        if task == "evaluate":
+            node = {k: v for k, v in node.items() if k not in ("models", "reward")}
+        identity = {
+            "format_version": FORMAT_VERSION,
+            task: node,
+            "model": plain(root.model),
+            "mix": plain(root.mix),
+            "data": self.data_identity,
+            "seed": root.seed,
+            "precision": (root.trainer or {}).get("precision", "32-true"),
+            "world_size": 1,
+            "parents": {role: parent_hash(parent) for role, parent in sorted(parents.items())},
+        }
+        return identity | ({"round": round_} if round_ > 1 else {})
+
+
+def parent_hash(parent: StagePlan | Artifact) -> str:
+    """What a parent counts as in an identity: its run's hash, or the sha256 of an artifact from outside."""
+    return run_hash(parent.identity) if isinstance(parent, StagePlan) else parent.sha256
+
+
+def stage_name(task: str, round_: int) -> str:
+    """Name of a stage inside a pipeline's directory."""
+    return task if task in ("pretrain", "evaluate") else f"round-{round_}/{task}"

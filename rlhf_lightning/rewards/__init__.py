@@ -1,0 +1,1 @@
+"""Where a score comes from: anything that maps prompts and responses to one number each."""

@@ -1,0 +1,221 @@
+"""Who owns a run: one process at a time, also over NFS, and nobody who has died.
+
+The lock is `flufl.lock`'s (a hard link, whose file time is the moment when it expires; a thread
+renews it). Beside it lies `owner.json` for readers. A lock is taken over when it has expired, or at
+once when its process is known to be dead: on this machine, in this process namespace.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+from flufl.lock import AlreadyLockedError, Lock, LockState, NotLockedError, TimeOutError
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.runs.files import read_json, remove_empty, write_json
+from rlhf_lightning.runs.signals import Stop
+
+LIFETIME_S = 60.0
+HEARTBEAT_S = 15.0
+REMIND_S = 60.0
+POLL_S = 0.5
+
+# its "errors" are our ordinary "somebody else has it"
+logging.getLogger("flufl.lock").setLevel(logging.CRITICAL + 1)
+
+
+def machine_id() -> str:
+    """Equal for two processes that see each other: same boot, same process namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Whether the process that began at `started` (epoch seconds) still runs; a zombie does not."""
+    try:
+        process = psutil.Process(pid)
+        # a number is used again some day: 2 s allow for a clock that was set meanwhile
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 2
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+@contextmanager
+def _randomness_of_its_own() -> Iterator[None]:
+    # flufl.lock draws from `random`: that must neither shift an experiment's numbers nor repeat
+    # under its seed
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def read_owner(folder: Path) -> dict[str, Any]:
+    """`owner.json` of a lease folder if a lock is there, alive or not; {} otherwise."""
+    return read_json(folder / "owner.json") if (folder / "lock").exists() else {}
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living owner has the lease in this folder."""
+    lock = folder / "lock"
+    return lock.exists() and not Lease(folder).owner_is_gone()
+
+
+class Lease:
+    """Ownership of one folder's run.
+
+    `acquire`, then `release`; `lost` is set if others had to take it over.
+    """
+
+    def __init__(
+        self, folder: Path, *, lifetime_s: float = LIFETIME_S, heartbeat_s: float = HEARTBEAT_S
+    ) -> None:
+        self.folder = folder
+        self.lost = threading.Event()
+        self._heartbeat_s = heartbeat_s
+        self._lifetime = timedelta(seconds=lifetime_s)
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._file = folder / "lock"
+        with _randomness_of_its_own():
+            self._lock = Lock(str(self._file), lifetime=self._lifetime)
+
+    def acquire(
+        self,
+        *,
+        wait: bool = True,
+        say: Callable[[str], None],
+        key: str = "run_dir",
+        stop: Stop | None = None,
+    ) -> None:
+        """Take the lease; wait while a living process has it.
+
+        Says for whom it waits: at once, then every minute.
+
+        Raises: UserError naming the owner if `wait` is off; Interrupted if `stop` asks for it.
+        """
+        said = -REMIND_S
+        while not self._try():
+            if self._take_over():
+                continue
+            if not wait:
+                raise UserError(f"{key} must be free, got {self._who()}")
+            if time.monotonic() - said >= REMIND_S:
+                said = time.monotonic()
+                say(f"waiting for {self._who()}")
+            if stop is not None:
+                stop.check()
+            time.sleep(POLL_S)
+        self._write_owner()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the lease up; nothing happens to one that was lost."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        with suppress(NotLockedError, OSError):
+            if self._lock.is_locked:  # else the name that lies there is another owner's
+                (self.folder / "owner.json").unlink(missing_ok=True)
+            self._lock.unlock()
+        remove_empty([self.folder])
+
+    def owner_is_gone(self) -> bool:
+        """Whether the lock there has expired, or its process is known to be dead."""
+        try:
+            claim = self._file.read_text(encoding="utf-8")
+            # flufl.lock's times are naive and local; a sixth is for clocks that differ between hosts
+            expired = self._lock.expiration + self._lifetime / 6 < datetime.now()  # noqa: DTZ005
+        except OSError:
+            return False
+        if expired:
+            return True
+        owner = read_json(self.folder / "owner.json")
+        if owner.get("claim") == Path(claim).name:
+            same_machine = owner.get("machine") == machine_id()
+            return same_machine and not is_alive(owner["pid"], owner["process_started"])
+        return self._lock.state is LockState.stale  # it died before it wrote its name
+
+    def _try(self) -> bool:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.lock(timeout=-1)  # once: its own waiting breaks only what has expired
+        except TimeOutError:
+            return False
+        except FileNotFoundError:  # an owner that leaves is removing the folder at this moment
+            return False
+        except AlreadyLockedError:  # NFS told of a failure that was none
+            pass
+        return True
+
+    def _take_over(self) -> bool:
+        """Remove the lock of an owner that is gone.
+
+        Judging and removing are one step, under a lock of their own: two that judge at the same
+        time would otherwise remove each other's new lock.
+        """
+        if not self.owner_is_gone():
+            return False
+        with _randomness_of_its_own():
+            guard = Lock(str(self.folder / "takeover"), lifetime=5, default_timeout=3)
+            try:
+                with guard:
+                    gone = self.owner_is_gone()
+                    if gone:
+                        claim = Path(self._file.read_text(encoding="utf-8")).name
+                        self._file.unlink()
+                        (self.folder / claim).unlink(missing_ok=True)
+                    return gone
+            except (TimeOutError, NotLockedError, FileNotFoundError):
+                return False
+
+    def _write_owner(self) -> None:
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job_id": os.environ.get("SLURM_JOB_ID"),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "heartbeat_s": self._heartbeat_s,
+            "lifetime_s": self._lifetime.total_seconds(),
+            "machine": machine_id(),
+            "process_started": psutil.Process().create_time(),
+            "claim": Path(self._lock.claimfile).name,
+        }
+        write_json(self.folder / "owner.json", owner)
+
+    def _who(self) -> str:
+        owner = read_json(self.folder / "owner.json")
+        job = f", job {owner['job_id']}" if owner.get("job_id") else ""
+        return (
+            f"{str(self.folder.parent)!r}, owned by process {owner.get('pid', '?')} on"
+            f" {owner.get('host', '?')}{job} since {owner.get('since', '?')}"
+        )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._heartbeat_s):
+            try:
+                self._lock.refresh()
+            except NotLockedError:
+                self.lost.set()
+                return
+            except OSError:  # a file system that hiccups: the lifetime covers some beats
+                continue

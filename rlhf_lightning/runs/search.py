@@ -1,0 +1,95 @@
+"""Runs that exist: found on disk, read, and compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.runs.files import read_json
+from rlhf_lightning.runs.identity import Difference, differences
+from rlhf_lightning.runs.lease import is_held
+
+NOT_SEARCHED = (".hydra", ".lease", "tensorboard", "checkpoints", "artifact")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What `identity.json` and `metrics.json` say of a run."""
+
+    path: Path
+    task: str
+    name: str
+    seed: int
+    status: str
+    """running | finished | failed | interrupted | pruned; a run whose process was killed counts as
+    interrupted."""
+    duration_s: float
+    started: str
+    """ISO time of the first start."""
+    metrics: dict[str, float]
+    identity: dict[str, Any]
+    reason: str | None
+    """Why it failed or was pruned."""
+    host: str | None
+    pid: int | None
+    git_commit: str | None
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return os.path.isfile(path / "identity.json")
+
+
+def read_run(path: Path) -> RunSummary:
+    """Summary of the run in a folder; what a kill kept from being written has an empty value."""
+    record, found = read_json(path / "identity.json"), read_json(path / "metrics.json")
+    status = found.get("status", "running")
+    if status == "running" and not is_held(path / ".lease"):
+        status = "interrupted"
+    return RunSummary(
+        path=path,
+        task=record.get("task", "?"),
+        name=record.get("name", "?"),
+        seed=record.get("seed", 0),
+        status=status,
+        duration_s=found.get("duration_s", 0.0),
+        started=found.get("started", ""),
+        metrics=found.get("metrics", {}),
+        identity=record.get("identity", {}),
+        reason=found.get("reason"),
+        host=found.get("host"),
+        pid=found.get("pid"),
+        git_commit=found.get("git_commit"),
+    )
+
+
+def find_runs(outputs: str | Path) -> list[RunSummary]:
+    """All runs below a folder, at any depth, oldest first.
+
+    Links are not followed: a run lives once.
+    """
+    runs = []
+    for folder, folders, files in os.walk(outputs):
+        folders[:] = sorted(name for name in folders if name not in NOT_SEARCHED)
+        if "identity.json" in files:
+            runs.append(read_run(Path(folder)))
+    return sorted(runs, key=lambda run: run.started)
+
+
+def nearest(
+    outputs: str | Path, task: str, identity: Mapping[str, Any]
+) -> tuple[RunSummary, list[Difference]] | None:
+    """The run of a task that differs in the fewest keys, with those keys: its value → ours.
+
+    The latest of equals; None if the task has no run.
+    """
+    best: tuple[RunSummary, list[Difference]] | None = None
+    for run in find_runs(outputs):
+        if run.task == task:
+            found = differences(run.identity, identity)
+            if best is None or len(found) <= len(best[1]):
+                best = run, found
+    return best

@@ -1,0 +1,383 @@
+"""Step 3: PPO against a score, in a bandit environment: a prompt, one response, one score.
+
+`training_step` is the paper's figure, one arrow a line: collect → to_experience → epochs of minibatch updates.
+Sources: Schulman et al. 2017, arXiv:1707.06347; Stiennon et al. 2020, arXiv:2009.01325; Ouyang et al. 2022,
+arXiv:2203.02155 (PPO-ptx, EMA).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rlhf_lightning.batches import Experience, PPOBatch, PromptBatch, Rollout, SFTBatch
+from rlhf_lightning.config import PPOConfig
+from rlhf_lightning.errors import RunFailed
+from rlhf_lightning.functional.kl import adapt_kl_coef
+from rlhf_lightning.functional.logprobs import entropy, token_logprobs
+from rlhf_lightning.functional.losses import causal_lm_loss, policy_loss, value_loss
+from rlhf_lightning.functional.masked import masked_sum
+from rlhf_lightning.functional.scores import RunningMoments
+from rlhf_lightning.models.forward import packed_logits, response_logits, token_values
+from rlhf_lightning.models.loading import frozen
+from rlhf_lightning.rewards.base import RewardFunction
+from rlhf_lightning.callbacks.log import log_metrics
+from rlhf_lightning.stages.rollout import (
+    Sampling,
+    collect,
+    micro_batches,
+    rollout_statistics,
+    sample_rows,
+    shuffled_minibatches,
+    to_experience,
+)
+from rlhf_lightning.stages.updates import (
+    LearningRate,
+    OptimizerFactory,
+    require_finite,
+    step_optimizer,
+)
+
+GoldFunction = Callable[[list[dict[str, Any]], list[str]], list[float]]
+"""Records and responses → the known true score of each, for watching only; training never sees it."""
+
+RATIO_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
+EARLY_STOP_FACTOR = 1.5
+"""An iteration's epochs end when approx_kl exceeds this times `ppo.target_kl` (the customary factor)."""
+
+
+@dataclass
+class Progress:
+    """What changes over a run besides weights and optimizer: all of it is in the checkpoint."""
+
+    iteration: int = 0
+    episodes: int = 0
+    updates: int = 0
+    kl_coef: float = 0.05
+    moments: RunningMoments = field(default_factory=RunningMoments)
+    skipped_minibatches: int = 0
+    early_stops: int = 0
+
+
+class PPOModule(LightningModule):
+    """One `training_step` is one iteration: rollout, then `epochs` passes of minibatch updates.
+
+    The reference and the reward are not submodules: they are frozen, loaded from their own artifacts, and stay
+    out of the checkpoints.
+    """
+
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        hp: PPOConfig,
+        *,
+        policy: PreTrainedModel,
+        value: PreTrainedModel,
+        reference: PreTrainedModel,
+        reward: RewardFunction,
+        tokenizer: PreTrainedTokenizerFast,
+        optimizer: OptimizerFactory,
+        seed: int,
+        gold: GoldFunction | None = None,
+    ) -> None:
+        super().__init__()
+        self.hp, self.policy, self.value, self.make_optimizer = hp, policy, value, optimizer
+        self._frozen = (frozen(reference), reward)
+        self.ema = frozen(copy.deepcopy(policy)) if hp.ema_decay is not None else None
+        self.tokenizer, self.gold, self.seed = tokenizer, gold, seed
+        self.lr = LearningRate(hp.schedule, hp.iterations)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.progress = Progress(kl_coef=hp.kl_coef)
+        lowered = next(policy.parameters()).dtype != torch.float32
+        recompute = hp.old_logprobs == "recomputed" or (hp.old_logprobs == "auto" and lowered)
+        self.sampling = Sampling(
+            hp.max_response_tokens, hp.temperature, hp.rollout_batch_size, tokenizer, recompute
+        )
+        self.validation_samples: list[dict[str, Any]] = []
+        self.validation_metrics: dict[str, float] = {}
+        self._validation: list[tuple[PromptBatch, Rollout]] = []
+
+    @property
+    def reference(self) -> PreTrainedModel:
+        """The frozen policy that KL is measured against."""
+        return self._frozen[0]
+
+    @property
+    def reward(self) -> RewardFunction:
+        """Where scores come from."""
+        return self._frozen[1]
+
+    @property
+    def log_step(self) -> int:
+        """The x axis of everything this stage logs: iterations."""
+        return self.progress.iteration
+
+    @property
+    def exported_policy(self) -> PreTrainedModel:
+        """The policy, or its moving average where `ppo.ema_decay` is set."""
+        return self.policy if self.ema is None else self.ema
+
+    def configure_optimizers(self) -> Optimizer:
+        value_group: dict[str, Any] = {"params": list(self.value.parameters())}
+        if self.hp.value_lr is not None:
+            value_group["lr"] = self.hp.value_lr
+        return self.make_optimizer([{"params": list(self.policy.parameters())}, value_group])
+
+    def on_fit_start(self) -> None:
+        for model in self._frozen:
+            if isinstance(model, nn.Module):
+                model.to(self.device)
+
+    def training_step(self, batch: PPOBatch, batch_idx: int) -> None:
+        hp, progress, clock = self.hp, self.progress, time.perf_counter()
+        lr = self.lr.apply(self.optimizers(), progress.iteration)  # type: ignore[arg-type]
+        rollout = self.rollout(batch.prompts, self.generator)
+        if hp.normalize_scores:
+            progress.moments = progress.moments.update(rollout.scores)
+        experience, statistics = to_experience(
+            rollout, hp, kl_coef=progress.kl_coef, moments=progress.moments
+        )
+        rollout_s, clock = time.perf_counter() - clock, time.perf_counter()
+        statistics |= self.update(experience, batch.pretraining)
+        update_s = time.perf_counter() - clock
+        tokens = int(rollout.response_mask.sum())
+        statistics |= {
+            "ppo/kl_coef": progress.kl_coef,
+            "ppo/lr": lr,
+            "time/rollout_s": rollout_s,
+            "time/update_s": update_s,
+            "time/tokens_per_s": tokens / (rollout_s + update_s),
+            "time/episodes_per_s": len(rollout.scores) / (rollout_s + update_s),
+        }
+        self._advance(len(rollout.scores), statistics["rollout/kl_k1"])
+        log_metrics(self, statistics, step=self.log_step)
+
+    def _advance(self, episodes: int, kl: float) -> None:
+        """What an iteration changes after its updates: counters, β, EMA, reference."""
+        hp, progress = self.hp, self.progress
+        progress.iteration += 1
+        progress.episodes += episodes
+        if hp.adaptive_kl.enabled:
+            progress.kl_coef = adapt_kl_coef(
+                progress.kl_coef,
+                kl,
+                target=hp.adaptive_kl.target,
+                horizon=hp.adaptive_kl.horizon,
+                episodes=episodes,
+            )
+        if self.ema is not None and hp.ema_decay is not None:
+            # after each iteration, not each minibatch: [I] does not say which
+            for average, weight in zip(self.ema.parameters(), self.policy.parameters(), strict=True):
+                average.lerp_(weight.detach(), 1 - hp.ema_decay)
+        if hp.reference_refresh_every and progress.iteration % hp.reference_refresh_every == 0:
+            self.reference.load_state_dict(self.policy.state_dict())
+
+    def rollout(self, prompts: PromptBatch, generator: torch.Generator) -> Rollout:
+        """Sample and score one response a prompt."""
+        self.policy.eval()
+        self.value.eval()
+        rollout = collect(
+            prompts, self.policy, self.reference, self.value, self.reward, self.sampling, generator
+        )
+        self.policy.train()
+        self.value.train()
+        require_finite(rollout.scores, where=f"ppo: iteration {self.progress.iteration}, scores")
+        return rollout
+
+    def update(self, experience: Experience, pretraining: SFTBatch | None) -> dict[str, float]:
+        """Epochs of minibatch steps on one iteration's experience; returns means over the steps taken."""
+        taken: list[dict[str, float]] = []
+        for epoch in range(self.hp.epochs):
+            minibatches = shuffled_minibatches(experience, self.hp.minibatch_size, self.generator)
+            texts = _shares(pretraining, len(minibatches))
+            for minibatch, text in zip(minibatches, texts, strict=True):
+                first = epoch == 0 and not taken
+                step = self._step(minibatch, text, first=first)
+                taken.append(step)
+                if step["stopped"]:
+                    self.progress.early_stops += 1
+                    return self._update_statistics(taken)
+        return self._update_statistics(taken)
+
+    def _update_statistics(self, taken: list[dict[str, float]]) -> dict[str, float]:
+        names = [name for name in taken[0] if name not in ("stopped", "ratio_max")]
+        means = {f"ppo/{n}": sum(s[n] for s in taken) / len(taken) for n in names}
+        return means | {
+            "ppo/ratio_max": max(s["ratio_max"] for s in taken),
+            "ppo/minibatches": float(len(taken)),
+            "ppo/skipped_minibatches": float(self.progress.skipped_minibatches),
+            "ppo/early_stops": float(self.progress.early_stops),
+        }
+
+    def _step(self, minibatch: Experience, text: SFTBatch | None, *, first: bool) -> dict[str, float]:
+        """One optimizer step; the gradient does not depend on how the minibatch is split."""
+        hp, optimizer = self.hp, self.optimizers()
+        where = f"ppo: iteration {self.progress.iteration}"
+        tokens = int(minibatch.response_mask.sum())
+        sums: dict[str, Tensor] = {}
+        for micro in micro_batches(minibatch, hp.micro_batch_size):
+            loss, found = self._losses(micro, tokens, first=first)
+            require_finite(loss, where=where)
+            self.manual_backward(loss)
+            for name, value in found.items():
+                largest = name == "ratio_max"
+                before = sums.get(name, value.new_zeros(()))
+                sums[name] = torch.maximum(before, value) if largest else before + value
+        if text is not None:
+            sums["ptx_loss"] = self._pretraining_backward(text, where=where)
+        step = {name: value.item() for name, value in sums.items()} | {"stopped": 0.0}
+        if hp.ratio_spike is not None and step["ratio_mean"] > hp.ratio_spike:
+            self.progress.skipped_minibatches += 1
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            return step | {"grad_norm": 0.0}
+        if hp.target_kl is not None and step["approx_kl"] > EARLY_STOP_FACTOR * hp.target_kl:
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            return step | {"grad_norm": 0.0, "stopped": 1.0}
+        step["grad_norm"] = step_optimizer(
+            optimizer, self._trained(), grad_clip=hp.grad_clip, where=where
+        )
+        self.progress.updates += 1
+        return step
+
+    def _trained(self) -> Iterator[nn.Parameter]:
+        yield from self.policy.parameters()
+        yield from self.value.parameters()
+
+    def _losses(
+        self, micro: Experience, tokens: int, *, first: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch / the minibatch's tokens, and its share of the statistics."""
+        hp, mask = self.hp, micro.response_mask
+        sequence = (micro.prompt_ids, micro.prompt_mask, micro.response_ids, mask)
+        logits = response_logits(self.policy, *sequence)
+        logprobs = token_logprobs(logits, micro.response_ids, temperature=hp.temperature)
+        if first:
+            self._check_ratio(logprobs, micro)
+        loss, found = policy_loss(
+            logprobs,
+            micro.logprobs,
+            micro.advantages,
+            mask,
+            clip_range=hp.clip_range,
+            normalizer=tokens,
+        )
+        values = token_values(self.value, *sequence)
+        critic, critic_found = value_loss(
+            values,
+            micro.values,
+            micro.returns,
+            mask,
+            clip_range=hp.value_clip_range,
+            normalizer=tokens,
+        )
+        statistics = {
+            "policy_loss": loss.detach(),
+            "value_loss": critic.detach(),
+            "value_clip_fraction": critic_found.clip_fraction,
+            **{f.name: getattr(found, f.name) for f in fields(found)},
+        }
+        if self.progress.iteration < hp.critic_warmup_iterations:
+            return hp.value_coef * critic, statistics
+        if hp.entropy_coef > 0:
+            bonus = masked_sum(entropy(logits, temperature=hp.temperature), mask) / tokens
+            statistics["entropy"] = bonus.detach()
+            loss = loss - hp.entropy_coef * bonus
+        return loss + hp.value_coef * critic, statistics
+
+    def _check_ratio(self, logprobs: Tensor, micro: Experience) -> None:
+        """The ratio is one on the first minibatch of every iteration: nothing has been updated yet."""
+        dtype = next(self.policy.parameters()).dtype
+        allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[dtype]
+        difference = (logprobs.detach() - micro.logprobs).masked_fill(~micro.response_mask, 0.0)
+        largest = difference.abs().max().expm1().item()
+        if not largest <= allowed:
+            raise RunFailed(
+                f"ppo: iteration {self.progress.iteration}: the policy ratio differs from 1 by {largest:.2e} before any "
+                f"update (allowed {allowed:.0e}, ppo.ratio_tolerance); likely causes: the temperature is not applied in "
+                "both places, dropout is on, position ids or the padding side differ between sampling and update"
+            )
+
+    def _pretraining_backward(self, text: SFTBatch, *, where: str) -> Tensor:
+        """Add γ_ptx times the gradient of the text's mean token loss; returns that mean."""
+        targets, total = int(text.loss_mask[:, 1:].sum()), torch.zeros((), device=text.ids.device)
+        for micro in text.micro_batches(self.hp.micro_batch_size):
+            logits = packed_logits(self.policy, micro)
+            loss = causal_lm_loss(logits, micro.ids, micro.loss_mask, normalizer=targets)
+            require_finite(loss, where=f"{where}, pretraining text")
+            self.manual_backward(self.hp.ptx.coef * loss)
+            total += loss.detach()
+        return total
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        # a generator of its own: looking never changes what training samples
+        generator = torch.Generator().manual_seed(self.seed + 1 + batch_idx)
+        self._validation.append((batch, self.rollout(batch, generator)))
+
+    def on_validation_epoch_end(self) -> None:
+        found: dict[str, list[tuple[float, int]]] = {}
+        self.validation_samples = []
+        for prompts, rollout in self._validation:
+            metrics, rows = self._validated(prompts, rollout)
+            for name, value in metrics.items():
+                found.setdefault(name, []).append((value, len(prompts.ids)))
+            self.validation_samples += rows[: self.hp.sample_prompts - len(self.validation_samples)]
+        self._validation.clear()
+        self.validation_metrics = {
+            name: sum(v * n for v, n in pairs) / sum(n for _, n in pairs)
+            for name, pairs in found.items()
+        }
+        log_metrics(self, self.validation_metrics, step=self.log_step)
+
+    def _validated(
+        self, prompts: PromptBatch, rollout: Rollout
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        statistics = rollout_statistics(rollout)
+        metrics = {name.replace("rollout/", "val/"): value for name, value in statistics.items()}
+        experience, _ = to_experience(
+            rollout, self.hp, kl_coef=self.progress.kl_coef, moments=self.progress.moments
+        )
+        rows = sample_rows(rollout, prompts, self.tokenizer, self.hp.sample_prompts)
+        for i, row in enumerate(rows):
+            row["token_advantage"] = experience.advantages[i][rollout.response_mask[i]].tolist()
+        if self.gold is not None:
+            texts = [ids[mask] for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)]
+            golds = self.gold(
+                prompts.records, self.tokenizer.batch_decode(texts, skip_special_tokens=True)
+            )
+            metrics["val/gold_score"] = sum(golds) / len(golds)
+            for row, gold in zip(rows, golds, strict=False):
+                row["gold"] = gold
+        return metrics, rows
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved: dict[str, Any] = {"progress": asdict(self.progress), "generator": self.generator.get_state()}
+        if self.hp.reference_refresh_every:
+            saved["reference"] = self.reference.state_dict()
+        checkpoint["ppo"] = saved
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["ppo"]
+        progress = dict(saved["progress"])
+        moments = RunningMoments(**progress.pop("moments"))
+        self.progress = Progress(**progress, moments=moments)
+        self.generator.set_state(saved["generator"])
+        if "reference" in saved:
+            self.reference.load_state_dict(saved["reference"])
+
+
+def _shares(text: SFTBatch | None, count: int) -> list[SFTBatch | None]:
+    """The pretraining rows, dealt to `count` minibatches."""
+    if text is None:
+        return [None] * count
+    parts = torch.arange(len(text.ids)).tensor_split(count)
+    return [text.rows(part) if len(part) else None for part in parts]

@@ -1,0 +1,121 @@
+"""Step 2: the reward model, trained on all pairs of a prompt at once.
+
+loss = −(1/|P|) Σ_{(w,l)∈P} log σ(s_w − s_l), averaged over prompts; one forward pass a completion.
+Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1 (K = 4..9; K = 2 is Bradley-Terry).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from rlhf_lightning.batches import ComparisonBatch
+from rlhf_lightning.callbacks.log import log_metrics
+from rlhf_lightning.config import RewardConfig
+from rlhf_lightning.functional.losses import kwise_loss
+from rlhf_lightning.models.forward import sequence_scores
+from rlhf_lightning.stages.updates import (
+    LearningRate,
+    OptimizerFactory,
+    require_finite,
+    step_optimizer,
+)
+
+
+class RewardModule(LightningModule):
+    """One `training_step` is one optimizer step on the comparisons of one global batch of prompts."""
+
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        hp: RewardConfig,
+        model: PreTrainedModel,
+        optimizer: OptimizerFactory,
+        *,
+        total_steps: int,
+    ) -> None:
+        super().__init__()
+        self.hp, self.model, self.make_optimizer = hp, model, optimizer
+        self.lr = LearningRate(hp.schedule, total_steps)
+        self.val_accuracy = float("nan")
+        self._val: list[tuple[int, int, float, int]] = []
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.make_optimizer(self.model.parameters())
+
+    def on_train_start(self) -> None:
+        self.model.train()
+
+    def training_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
+        start, where = time.perf_counter(), f"reward: step {batch_idx}"
+        optimizer = self.optimizers()
+        lr = self.lr.apply(optimizer, batch_idx)  # type: ignore[arg-type]
+        loss_sum = torch.zeros((), device=batch.ids.device)
+        right = torch.zeros((), device=batch.ids.device)
+        for micro in batch.micro_batches(self.hp.micro_batch_size):
+            scores = sequence_scores(self.model, micro.ids, micro.mask)
+            loss = self.loss(scores, micro, prompts=max(batch.prompts, 1))
+            require_finite(loss, where=where)
+            self.manual_backward(loss)
+            loss_sum += loss.detach()
+            right += _right(scores.detach(), micro)
+        norm = step_optimizer(
+            optimizer, self.model.parameters(), grad_clip=self.hp.grad_clip, where=where
+        )
+        metrics = {
+            "loss": loss_sum.item(),
+            "accuracy": right.item() / max(len(batch.pairs), 1),
+            "grad_norm": norm,
+            "lr": lr,
+        }
+        speed = {"time/tokens_per_s": int(batch.mask.sum()) / (time.perf_counter() - start)}
+        log_metrics(
+            self, {f"reward/train/{k}": v for k, v in metrics.items()} | speed, step=batch_idx + 1
+        )
+
+    def loss(self, scores: Tensor, batch: ComparisonBatch, *, prompts: int) -> Tensor:
+        """The K-wise loss of scores (C,), summed over the batch's prompts / `prompts`."""
+        return kwise_loss(
+            scores,
+            batch.pairs,
+            batch.weights,
+            batch.margins,
+            prompts=prompts,
+            margin=self.hp.margin,
+            centering=self.hp.centering,
+            label_smoothing=self.hp.label_smoothing,
+        )
+
+    def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
+        for micro in batch.micro_batches(self.hp.micro_batch_size):
+            scores = sequence_scores(self.model, micro.ids, micro.mask)
+            loss = self.loss(scores, micro, prompts=1)
+            self._val.append((int(_right(scores, micro)), len(micro.pairs), float(loss), micro.prompts))
+
+    def on_validation_epoch_end(self) -> None:
+        right, pairs, loss, prompts = (sum(column) for column in zip(*self._val, strict=True))
+        self._val.clear()
+        self.val_accuracy = right / max(pairs, 1)
+        metrics = {
+            "reward/val/pairwise_accuracy": self.val_accuracy,
+            "reward/val/loss": loss / max(prompts, 1),
+        }
+        log_metrics(self, metrics, step=self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {"val_accuracy": self.val_accuracy}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.val_accuracy = checkpoint["progress"]["val_accuracy"]
+
+
+def _right(scores: Tensor, batch: ComparisonBatch) -> Tensor:
+    winner, loser = batch.pairs[:, 0], batch.pairs[:, 1]
+    return (scores[winner] > scores[loser]).sum()

@@ -1,0 +1,229 @@
+"""PPO's first two arrows: prompts become rollouts, rollouts become experience. No gradient anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from rlhf_lightning.batches import Experience, PromptBatch, Rollout
+from rlhf_lightning.config import PPOConfig
+from rlhf_lightning.functional.advantages import gae, token_rewards
+from rlhf_lightning.functional.kl import kl_k1, kl_k3
+from rlhf_lightning.functional.logprobs import token_logprobs
+from rlhf_lightning.functional.masked import masked_mean, masked_sum, whiten
+from rlhf_lightning.functional.scores import RunningMoments, clip_scores, eos_rule
+from rlhf_lightning.functional.statistics import explained_variance
+from rlhf_lightning.models.forward import response_logits, token_values, trim
+from rlhf_lightning.models.generation import Responses, sample
+from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest
+
+AllSum = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Sampling:
+    """How responses are drawn, and how many at once."""
+
+    max_response_tokens: int
+    temperature: float
+    batch_size: int
+    """Responses in memory at once on this device."""
+    tokenizer: PreTrainedTokenizerFast
+    recompute_logprobs: bool = False
+    """Take the policy's log-probabilities from a full forward pass instead of the sampler (lower precision)."""
+
+
+@torch.no_grad()
+def collect(
+    prompts: PromptBatch,
+    policy: nn.Module,
+    reference: nn.Module,
+    value: nn.Module | None,
+    reward: RewardFunction | None,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> Rollout:
+    """Sample one response a prompt and record everything the update will need, (B, R) each.
+
+    Without `value` the values are 0, without `reward` the scores are 0.
+    """
+    parts = []
+    for start in range(0, len(prompts.ids), sampling.batch_size):
+        chunk = prompts.rows(slice(start, start + sampling.batch_size))
+        responses = sample(
+            policy,
+            chunk,
+            max_new_tokens=sampling.max_response_tokens,
+            temperature=sampling.temperature,
+            eos_id=sampling.tokenizer.eos_token_id,
+            pad_id=sampling.tokenizer.pad_token_id,
+            generator=generator,
+        )
+        parts.append(_scored(chunk, responses, policy, reference, value, reward, sampling))
+    return _concatenate(parts, pad_id=sampling.tokenizer.pad_token_id)
+
+
+def _scored(
+    prompts: PromptBatch,
+    responses: Responses,
+    policy: nn.Module,
+    reference: nn.Module,
+    value: nn.Module | None,
+    reward: RewardFunction | None,
+    sampling: Sampling,
+) -> Rollout:
+    start = int(prompts.mask.any(0).long().argmax())
+    sequence = (prompts.ids[:, start:], prompts.mask[:, start:], responses.ids, responses.mask)
+
+    def logprobs(model: nn.Module) -> Tensor:
+        logits = response_logits(model, *sequence)
+        found = token_logprobs(logits, responses.ids, temperature=sampling.temperature)
+        return found.masked_fill(~responses.mask, 0.0)
+
+    zeros = torch.zeros_like(responses.logprobs)
+    request = ScoreRequest(*sequence, records=prompts.records, tokenizer=sampling.tokenizer)
+    return Rollout(
+        prompt_ids=prompts.ids,
+        prompt_mask=prompts.mask,
+        response_ids=responses.ids,
+        response_mask=responses.mask,
+        logprobs=logprobs(policy) if sampling.recompute_logprobs else responses.logprobs,
+        ref_logprobs=logprobs(reference),
+        values=zeros if value is None else token_values(value, *sequence) * responses.mask,
+        scores=zeros[:, 0] if reward is None else reward(request),
+        ended=responses.ended,
+    )
+
+
+def _concatenate(parts: list[Rollout], *, pad_id: int) -> Rollout:
+    width = max(part.response_ids.shape[1] for part in parts)
+
+    def joined(name: str) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        if tensors[0].dim() == 2 and not name.startswith("prompt_"):
+            fill = pad_id if name == "response_ids" else 0
+            tensors = [nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors]
+        return torch.cat(tensors)
+
+    return Rollout(**{f.name: joined(f.name) for f in fields(Rollout)})
+
+
+@torch.no_grad()
+def to_experience(
+    rollout: Rollout,
+    hp: PPOConfig,
+    *,
+    kl_coef: float,
+    moments: RunningMoments,
+    all_sum: AllSum = lambda x: x,
+) -> tuple[Experience, dict[str, float]]:
+    """KL reward, GAE, whitening; and the iteration's `rollout/*` statistics.
+
+    The score goes through: running normalisation → clip → EOS rule → length penalty.
+    """
+    mask = rollout.response_mask
+    kl = kl_k1(rollout.logprobs, rollout.ref_logprobs)
+    scores, clipped = shaped_scores(rollout, hp, moments)
+    rewards = token_rewards(scores, kl, mask, kl_coef=kl_coef)
+    if hp.whiten_rewards:
+        rewards = whiten(rewards, mask, center=False, all_sum=all_sum)
+    advantages, returns = gae(
+        rewards, rollout.values, mask, gamma=hp.gamma, gae_lambda=hp.gae_lambda
+    )
+    if hp.whiten_advantages:
+        advantages = whiten(advantages, mask, all_sum=all_sum)
+    statistics = rollout_statistics(rollout) | {
+        "rollout/reward": masked_sum(rewards, mask).item() / len(mask),
+        "rollout/clipped_scores": clipped,
+        "ppo/explained_variance": float(explained_variance(rollout.values, returns, mask)),
+    }
+    experience = Experience(
+        prompt_ids=rollout.prompt_ids,
+        prompt_mask=rollout.prompt_mask,
+        response_ids=rollout.response_ids,
+        response_mask=mask,
+        logprobs=rollout.logprobs,
+        values=rollout.values,
+        advantages=advantages,
+        returns=returns,
+    )
+    return experience, statistics
+
+
+def shaped_scores(
+    rollout: Rollout, hp: PPOConfig, moments: RunningMoments
+) -> tuple[Tensor, float]:
+    """Scores (B,) as the reward uses them, and the share that was clipped."""
+    scores, clipped = rollout.scores, 0.0
+    if hp.normalize_scores:
+        scores = moments.normalize(scores)
+    if hp.score_clip is not None:
+        scores, share = clip_scores(scores, hp.score_clip)
+        clipped = float(share)
+    scores = eos_rule(
+        scores, rollout.ended, mode=hp.missing_eos, missing_eos_score=hp.missing_eos_score
+    )
+    return scores - hp.length_penalty * rollout.response_mask.sum(1), clipped
+
+
+def rollout_statistics(rollout: Rollout) -> dict[str, float]:
+    """What the samples look like. KL is summed over a sequence and averaged over samples.
+
+    `rollout/entropy` is the sampled estimate −mean log π of the drawn tokens (unbiased at the sampling temperature).
+    """
+    mask, pair = rollout.response_mask, (rollout.logprobs, rollout.ref_logprobs)
+    return {
+        "rollout/score": rollout.scores.mean().item(),
+        "rollout/kl_k1": masked_sum(kl_k1(*pair), mask).item() / len(mask),
+        "rollout/kl_k3": masked_sum(kl_k3(*pair), mask).item() / len(mask),
+        "rollout/response_tokens": mask.sum(1).float().mean().item(),
+        "rollout/eos_rate": rollout.ended.float().mean().item(),
+        "rollout/entropy": -masked_mean(rollout.logprobs, mask).item(),
+    }
+
+
+def shuffled_minibatches(
+    experience: Experience, size: int, generator: torch.Generator
+) -> list[Experience]:
+    """The episodes in random order, `size` at a time."""
+    order = torch.randperm(len(experience.response_ids), generator=generator)
+    return [experience.rows(chunk.to(experience.response_ids.device)) for chunk in order.split(size)]
+
+
+def micro_batches(minibatch: Experience, size: int) -> list[Experience]:
+    """The minibatch by length, `size` episodes at a time, each without needless padding.
+
+    Sorting is allowed only here: losses are normalised by the minibatch's token count, so that the split
+    cannot change the gradient.
+    """
+    lengths = minibatch.response_mask.sum(1) + minibatch.prompt_mask.sum(1)
+    order = lengths.argsort(stable=True)
+    return [trim(minibatch.rows(chunk)) for chunk in order.split(size)]
+
+
+def sample_rows(
+    rollout: Rollout, prompts: PromptBatch, tokenizer: PreTrainedTokenizerFast, count: int
+) -> list[dict[str, Any]]:
+    """The first `count` samples as plain values for tables and heat strips."""
+    kl = kl_k1(rollout.logprobs, rollout.ref_logprobs)
+    rows = []
+    for i in range(min(count, len(prompts.records))):
+        real = rollout.response_mask[i]
+        ids = rollout.response_ids[i][real]
+        rows.append(
+            {
+                "prompt": tokenizer.decode(rollout.prompt_ids[i][rollout.prompt_mask[i]]),
+                "response": tokenizer.decode(ids, skip_special_tokens=True),
+                "tokens": [tokenizer.decode([t]) for t in ids.tolist()],
+                "score": rollout.scores[i].item(),
+                "kl_k1": kl[i][real].sum().item(),
+                "token_kl_k1": kl[i][real].tolist(),
+                "token_value": rollout.values[i][real].tolist(),
+            }
+        )
+    return rows

@@ -1,0 +1,100 @@
+"""Step 1: supervised fine-tuning on demonstrations, and pretraining, which is the same loss on raw text.
+
+Cross-entropy on the tokens of `loss_mask`, averaged over all target tokens of the global batch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from rlhf_lightning.batches import SFTBatch
+from rlhf_lightning.callbacks.log import log_metrics
+from rlhf_lightning.config import SFTConfig
+from rlhf_lightning.functional.losses import causal_lm_loss
+from rlhf_lightning.models.forward import packed_logits
+from rlhf_lightning.models.loading import set_dropout
+from rlhf_lightning.stages.updates import (
+    LearningRate,
+    OptimizerFactory,
+    require_finite,
+    step_optimizer,
+)
+
+
+class SFTModule(LightningModule):
+    """One `training_step` is one optimizer step on one global batch."""
+
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        hp: SFTConfig,
+        model: PreTrainedModel,
+        optimizer: OptimizerFactory,
+        *,
+        total_steps: int,
+    ) -> None:
+        super().__init__()
+        self.hp, self.model, self.make_optimizer = hp, model, optimizer
+        self.lr = LearningRate(hp.schedule, total_steps)
+        self.tokens_seen = 0
+        self.val_loss = float("nan")
+        self._val_sums: list[tuple[Tensor, int]] = []
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.make_optimizer(self.model.parameters())
+
+    def on_train_start(self) -> None:
+        set_dropout(self.model, self.hp.dropout)
+        self.model.train()
+
+    def training_step(self, batch: SFTBatch, batch_idx: int) -> None:
+        start, where = time.perf_counter(), f"{self.hp.stage}: step {batch_idx}"
+        optimizer = self.optimizers()
+        lr = self.lr.apply(optimizer, batch_idx)  # type: ignore[arg-type]
+        targets = int(batch.loss_mask[:, 1:].sum())
+        loss_sum = torch.zeros((), device=batch.ids.device)
+        for micro in batch.micro_batches(self.hp.micro_batch_size):
+            loss = self.loss(micro, normalizer=targets)
+            require_finite(loss, where=where)
+            self.manual_backward(loss)
+            loss_sum += loss.detach()
+        norm = step_optimizer(
+            optimizer, self.model.parameters(), grad_clip=self.hp.grad_clip, where=where
+        )
+        tokens = int(batch.mask.sum())
+        self.tokens_seen += tokens
+        metrics = {"loss": loss_sum.item(), "grad_norm": norm, "lr": lr}
+        speed = {"time/tokens_per_s": tokens / (time.perf_counter() - start)}
+        prefix = f"{self.hp.stage}/train"
+        log_metrics(self, {f"{prefix}/{k}": v for k, v in metrics.items()} | speed, step=batch_idx + 1)
+
+    def loss(self, batch: SFTBatch, *, normalizer: float) -> Tensor:
+        """Summed target cross-entropy / normalizer, a scalar."""
+        logits = packed_logits(self.model, batch)
+        return causal_lm_loss(logits, batch.ids, batch.loss_mask, normalizer=normalizer)
+
+    def validation_step(self, batch: SFTBatch, batch_idx: int) -> None:
+        for micro in batch.micro_batches(self.hp.micro_batch_size):
+            targets = int(micro.loss_mask[:, 1:].sum())
+            self._val_sums.append((self.loss(micro, normalizer=1.0), targets))
+
+    def on_validation_epoch_end(self) -> None:
+        tokens = sum(n for _, n in self._val_sums)
+        self.val_loss = float(sum(s for s, _ in self._val_sums)) / max(tokens, 1)
+        self._val_sums.clear()
+        log_metrics(self, {f"{self.hp.stage}/val/loss": self.val_loss}, step=self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {"tokens_seen": self.tokens_seen, "val_loss": self.val_loss}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint["progress"]
+        self.tokens_seen, self.val_loss = progress["tokens_seen"], progress["val_loss"]

@@ -1,0 +1,102 @@
+"""Collection of comparisons: K completions of the current policy for each prompt, ranked by the source's labelers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rlhf_lightning.config import RewardConfig
+from rlhf_lightning.data.batching import Prompt, first_prompts
+from rlhf_lightning.data.collate import collate_prompts
+from rlhf_lightning.data.stored import StoredRecords, store
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.generation import sample
+from rlhf_lightning.models.loading import frozen, load_policy
+from rlhf_lightning.tasks.fit import device_of
+from rlhf_lightning.tasks.job import Job, parent_tokenizer
+
+
+def comparisons(job: Job, split: str, count: int) -> StoredRecords:
+    """The run's comparisons of a split: those on disk, or new ones."""
+    path = job.run.path / "data" / f"comparisons_{split}.jsonl"
+    if path.exists():
+        return StoredRecords(path)
+    records = _sampled(job, split, count) if "policy" in job.parents else _spoken(job, split, count)
+    stored = store(path, records)
+    if len(stored) == 0:
+        raise UserError(f"mix.sources: no comparisons in the {split} split, got 0 records")
+    job.say(f"{len(stored)} prompts with {sum(len(r['completions']) for r in stored)} completions for {split}")
+    return stored
+
+
+def _spoken(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
+    """The sources' own comparisons."""
+    size = job.mixture.size("comparison", split)
+    count = count if size is None else min(count, size)
+    start = job.prompt_start() if split == "train" else 0
+    return job.mixture.records("comparison", split, count, start=start)
+
+
+def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
+    hp, tokenizer = job.root.reward, parent_tokenizer(job, "policy")
+    start = job.prompt_start() if split == "train" else 0
+    prompts = first_prompts(
+        job.mixture,
+        tokenizer,
+        split=split,
+        count=count,
+        max_prompt_tokens=job.root.ppo.max_prompt_tokens,
+        start=start,
+    )
+    policy = frozen(load_policy(job.parents["policy"].path, job.root.model)).to(device_of(job))
+    rng = random.Random(job.seed(f"completions of {split}"))
+    sizes = [rng.randint(hp.min_completions, hp.max_completions) for _ in prompts]
+    texts = _completions(job, policy, tokenizer, prompts, sizes, split)
+    for prompt, size in zip(prompts, sizes, strict=True):
+        completions = [next(texts) for _ in range(size)]
+        yield _ranked(job, prompt, completions, split)
+
+
+def _completions(
+    job: Job,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Prompt],
+    sizes: Sequence[int],
+    split: str,
+) -> Iterator[str]:
+    """Texts in order: `sizes[0]` of the first prompt, `sizes[1]` of the second, ..."""
+    hp: RewardConfig = job.root.reward
+    generator, device = job.generator(f"sampling of {split}"), device_of(job)
+    repeated = [p for p, size in zip(prompts, sizes, strict=True) for _ in range(size)]
+    for start in range(0, len(repeated), hp.rollout_batch_size):
+        job.stop.check()
+        chunk = repeated[start : start + hp.rollout_batch_size]
+        batch = collate_prompts([p.ids for p in chunk], [p.record for p in chunk], tokenizer.pad_token_id)
+        responses = sample(
+            policy,
+            batch.to(device),
+            max_new_tokens=hp.max_response_tokens,
+            temperature=hp.temperature,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            generator=generator,
+        )
+        ids = [row[mask] for row, mask in zip(responses.ids, responses.mask, strict=True)]
+        yield from tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def _ranked(job: Job, prompt: Prompt, completions: list[str], split: str) -> dict[str, Any]:
+    """A comparison record. Equal texts tie: a labeler sees each text once."""
+    different = list(dict.fromkeys(completions))
+    ranks = job.mixture.rank(prompt.record, different, split=split, index=prompt.index)
+    if ranks is None:
+        raise UserError(
+            "reward.completions must be speakers for a mix whose sources have no labelers, got 'policy'"
+        )
+    rank_of = dict(zip(different, ranks, strict=True))
+    record = {key: prompt.record[key] for key in ("prompt", "source", "meta") if key in prompt.record}
+    return {**record, "completions": completions, "ranks": [rank_of[text] for text in completions]}

@@ -1,0 +1,175 @@
+"""`task=evaluate`: what each model says to held-out prompts, measured by gold, reward model, KL and text statistics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rlhf_lightning.config import EvaluateConfig
+from rlhf_lightning.data.batching import Prompt, first_prompts
+from rlhf_lightning.data.collate import collate_prompts, encode_prompts
+from rlhf_lightning.data.stored import store
+from rlhf_lightning.evaluation.metrics import Reading, model_metrics, win_rates
+from rlhf_lightning.evaluation.report import turns_of
+from rlhf_lightning.evaluation.samples import ModelSamples
+from rlhf_lightning.functional.kl import kl_k1, kl_k3
+from rlhf_lightning.models.generation import sample
+from rlhf_lightning.models.loading import frozen, load_policy, load_scorer, new_policy
+from rlhf_lightning.rewards.learned import LearnedReward
+from rlhf_lightning.runs.files import write_text
+from rlhf_lightning.stages.rollout import Sampling, collect
+from rlhf_lightning.tasks.fit import device_of
+from rlhf_lightning.tasks.job import Job, new_tokenizer, parent_tokenizer, require_same_tokenizer
+
+
+def run(job: Job) -> dict[str, float]:
+    """Sample with every model, judge, and return all metrics; samples and conversations stay in the run."""
+    hp: EvaluateConfig = job.root.evaluate
+    tokenizer = _tokenizer(job)
+    prompts = first_prompts(
+        job.mixture,
+        tokenizer,
+        split="test",
+        count=hp.prompts,
+        max_prompt_tokens=job.root.ppo.max_prompt_tokens,
+    )
+    reference = _load(job, hp.reference, tokenizer)
+    reward = LearnedReward(frozen(load_scorer(job.parents["reward"].path, _reward_model(job))))
+    reward.to(device_of(job))
+    found = [_samples(job, name, tokenizer, prompts, reference, reward) for name in hp.models]
+    store(job.run.path / "samples.jsonl", (row for samples in found for row in _rows(samples)))
+    turns = [asdict(turn) for turn in turns_of(found, hp.samples_shown)]
+    write_text(job.run.path / "conversations.json", json.dumps(turns, ensure_ascii=False))
+    metrics: dict[str, float] = {}
+    for samples in found:
+        metrics |= model_metrics(samples, _reading(job))
+    return metrics | win_rates({samples.name: samples for samples in found})
+
+
+def _reward_model(job: Job) -> Any:
+    return job.root.reward.model or job.root.model
+
+
+def _tokenizer(job: Job) -> PreTrainedTokenizerFast:
+    """The one that every model reads; KL and scores would mean nothing otherwise."""
+    roles = [role for role in job.parents if role.startswith("models.")]
+    if not roles:
+        return new_tokenizer(job)
+    first = job.parents[roles[0]]
+    for role in roles[1:]:
+        require_same_tokenizer(first, job.parents[role], key=f"evaluate.{role}")
+    require_same_tokenizer(first, job.parents["reward"], key="evaluate.reward")
+    return parent_tokenizer(job, roles[0])
+
+
+def _load(job: Job, name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    parent = job.parents.get(f"models.{name}")
+    if parent is None:  # the model's own weights
+        model = new_policy(job.root.model, tokenizer, seed=job.seed("weights"))
+    else:
+        model = load_policy(parent.path, job.root.model)
+    return frozen(model).to(device_of(job))
+
+
+def _samples(
+    job: Job,
+    name: str,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Prompt],
+    reference: PreTrainedModel,
+    reward: LearnedReward,
+) -> ModelSamples:
+    """One response to each prompt and to its rewording, with score and KL."""
+    hp, device = job.root.evaluate, device_of(job)
+    policy, generator = _load(job, name, tokenizer), job.generator(f"samples of {name}")
+    sampling = Sampling(hp.max_response_tokens, hp.temperature, hp.batch_size, tokenizer)
+    records = [p.record for p in prompts]
+    batch = collate_prompts([p.ids for p in prompts], records, tokenizer.pad_token_id).to(device)
+    job.stop.check()
+    rollout = collect(batch, policy, reference, None, reward, sampling, generator)
+    pair, mask = (rollout.logprobs, rollout.ref_logprobs), rollout.response_mask
+    texts = _texts(tokenizer, rollout.response_ids, mask)
+    golds = [job.mixture.gold(r, t) for r, t in zip(records, texts, strict=True)]
+    return ModelSamples(
+        name=name,
+        prompts=records,
+        responses=texts,
+        response_tokens=mask.sum(1).tolist(),
+        ended=rollout.ended.tolist(),
+        gold=None if None in golds else golds,
+        scores=rollout.scores.tolist(),
+        kl_k1=kl_k1(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
+        kl_k3=kl_k3(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
+        reworded_responses=_reworded(job, policy, tokenizer, records, generator),
+    )
+
+
+def _texts(tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    rows = [row[real] for row, real in zip(ids, mask, strict=True)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def _reworded(
+    job: Job,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    records: Sequence[dict[str, Any]],
+    generator: torch.Generator,
+) -> list[str | None] | None:
+    """Responses to the same requests in other words; None where the mix has none."""
+    hp, others = job.root.evaluate, [job.mixture.reworded(record) for record in records]
+    ids = encode_prompts(tokenizer, [o["prompt"] for o in others if o is not None])
+    known = [i for i, other in enumerate(others) if other is not None]
+    fits = [
+        (i, row) for i, row in zip(known, ids, strict=True) if len(row) <= job.root.ppo.max_prompt_tokens
+    ]
+    if not fits:
+        return None
+    if len(fits) < len(records):
+        job.say(f"{len(records) - len(fits)} prompts have no rewording that fits")
+    found: list[str | None] = [None] * len(records)
+    for start in range(0, len(fits), hp.batch_size):
+        job.stop.check()
+        chunk = fits[start : start + hp.batch_size]
+        batch = collate_prompts([row for _, row in chunk], [records[i] for i, _ in chunk], tokenizer.pad_token_id)
+        responses = sample(
+            policy,
+            batch.to(device_of(job)),
+            max_new_tokens=hp.max_response_tokens,
+            temperature=hp.temperature,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            generator=generator,
+        )
+        texts = _texts(tokenizer, responses.ids, responses.mask)
+        for (i, _), text in zip(chunk, texts, strict=True):
+            found[i] = text
+    return found
+
+
+def _reading(job: Job) -> Reading:
+    mixture = job.mixture
+    if not mixture.knows_refusals:
+        return Reading(mixture.answer_items)
+    return Reading(mixture.answer_items, mixture.is_refusal, mixture.should_refuse)
+
+
+def _rows(samples: ModelSamples) -> list[dict[str, Any]]:
+    """samples.jsonl: one line for each model and prompt."""
+    return [
+        {
+            "model": samples.name,
+            "prompt": record["prompt"],
+            "response": samples.responses[i],
+            "reworded_response": (samples.reworded_responses or [None] * len(samples))[i],
+            "score": samples.scores[i] if samples.scores else None,
+            "kl_k1": samples.kl_k1[i] if samples.kl_k1 else None,
+            "gold": samples.gold[i].total if samples.gold else None,
+        }
+        for i, record in enumerate(samples.prompts)
+    ]

@@ -1,0 +1,94 @@
+"""The one place where a Trainer is made: loggers, callbacks, checkpoints, and going on after a stop."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from rlhf_lightning.callbacks.checkpointing import Checkpointing, find_checkpoint
+from rlhf_lightning.callbacks.metrics_csv import MetricsCSV
+from rlhf_lightning.callbacks.progress import StageProgress
+from rlhf_lightning.callbacks.samples import SampleTables
+from rlhf_lightning.data.datamodule import StageData
+from rlhf_lightning.tasks.job import Job
+
+QUIET = (
+    r".*does not have many workers.*",  # batches are made by number, ahead of time where it pays
+    r".*module\(s\) in eval mode at the start of training.*",  # frozen models are meant to be
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning 2.6.6 with torch 2.13
+    r".*srun.*",  # SLURM is installed but this is no job
+    r".*The number of training batches.*",
+)
+for pattern in QUIET:
+    warnings.filterwarnings("ignore", message=pattern)
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the stage says what matters itself
+
+
+HEAT_STRIPS = 2
+"""Prompts whose tokens are drawn at each validation; a figure takes 0.2 s."""
+
+
+def fit(
+    job: Job,
+    module: LightningModule,
+    data: StageData,
+    *,
+    validate_every: int,
+    checkpoint_every: int,
+    validate_first: bool = False,
+) -> Trainer:
+    """Train to the end of `data`, from the run's last checkpoint if it has one.
+
+    Raises: RunFailed where a number is not finite, Interrupted where a signal asked to stop.
+    """
+    run, checkpoint = job.run, find_checkpoint(job.run.checkpoints)
+    trainer = Trainer(
+        **(job.root.trainer or {}),
+        max_epochs=1,
+        logger=_loggers(job),
+        callbacks=_callbacks(job, checkpoint_every),
+        val_check_interval=min(validate_every, max(len(data.train), 1)),
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        default_root_dir=run.path,
+    )
+    if checkpoint is not None:
+        job.say(f"goes on from {checkpoint}")
+    elif validate_first:
+        trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    for name, count in sorted(data.train.counts.items()):
+        if count and ("too_long" in name or "dropped" in name):
+            job.say(f"{count} {name.replace('_', ' ')}")
+    return trainer
+
+
+def _loggers(job: Job) -> list[Any]:
+    configured = [
+        job.build(node, save_dir=str(job.run.tensorboard)) for node in (job.root.logger or {}).values()
+    ]
+    return [MetricsCSV(job.run.metrics_csv), *configured]
+
+
+def _callbacks(job: Job, checkpoint_every: int) -> list[Any]:
+    configured = [job.build(node) for node in (job.root.callbacks or {}).values()]
+    return [
+        StageProgress(job.task),
+        SampleTables(job.run.path / "samples.jsonl", figures=HEAT_STRIPS),
+        *configured,
+        # last, so that the states of the others are those after the step
+        Checkpointing(job.run.checkpoints, checkpoint_every, job.stop),
+    ]
+
+
+def device_of(job: Job) -> torch.device:
+    """Where a task without a Trainer computes."""
+    accelerator = (job.root.trainer or {}).get("accelerator", "auto")
+    wanted = accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,137 @@
+"""What a task works with, and the few things that all of them do."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rlhf_lightning.config import RootConfig
+from rlhf_lightning.data.mixture import Mixture
+from rlhf_lightning.data.tokenizer import prepare_tokenizer, tokenizer_fingerprint, train_tokenizer
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.loading import load_tokenizer, save
+from rlhf_lightning.runs import Artifact, Run, Stop, new_artifact
+
+TOKENIZER_RECORDS = 2000
+"""Texts, and as many demonstrations, that a new tokenizer is trained on."""
+
+
+@dataclass
+class Job:
+    """One claimed run and everything its task needs."""
+
+    task: str
+    round: int
+    root: RootConfig
+    run: Run
+    parents: Mapping[str, Artifact]
+    """Role → verified artifact."""
+    mixture: Mixture
+    stop: Stop
+    build: Callable[..., Any]
+    """Makes the object of a `_target_` node; keyword arguments win."""
+
+    def seed(self, purpose: str) -> int:
+        """A seed of its own for each use, stage and round."""
+        text = f"{self.root.seed}/{self.task}/{self.round}/{purpose}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+    def seed_everything(self) -> None:
+        """Python's, numpy's and torch's global generators."""
+        seed = self.seed("global")
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def optimizer(self, node: Mapping[str, Any]) -> Callable[[Iterable[Any]], torch.optim.Optimizer]:
+        """Parameters or groups → the optimizer of a `_target_` node."""
+        build = partial(self.build, node)
+        return lambda params: build(params=params)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A CPU generator with the seed of `purpose`."""
+        return torch.Generator().manual_seed(self.seed(purpose))
+
+    def say(self, message: str) -> None:
+        """One line for the console and log.txt."""
+        import logging
+
+        logging.getLogger("rlhf_lightning").info("%s: %s", self.task, message)
+
+    def prompt_start(self) -> int:
+        """The first training prompt of this round: rounds never see the same prompts."""
+        return (self.round - 1) * 2**24
+
+
+def parent_tokenizer(job: Job, role: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a parent's artifact, with what training needs."""
+    tokenizer = load_tokenizer(job.parents[role].path, job.root.model)
+    prepare_tokenizer(tokenizer)
+    return tokenizer
+
+
+def new_tokenizer(job: Job) -> PreTrainedTokenizerFast:
+    """The model's own tokenizer: that of `model.path`, or one that is trained on the mix's text."""
+    model = job.root.model
+    if model.path is not None:
+        tokenizer = load_tokenizer(model.path, model)
+        prepare_tokenizer(tokenizer)
+        return tokenizer
+    return train_tokenizer(_texts(job.mixture), vocab_size=model.vocab_size)
+
+
+def _texts(mixture: Mixture) -> Iterator[str]:
+    """Text to train a tokenizer on: the same for every seed, so that a sweep over seeds has one tokenizer."""
+    texts = ()
+    if "text" in mixture.kinds:
+        texts = (r["text"] for r in _some(mixture, "text"))
+    spoken: Iterable[str] = ()
+    if "demonstration" in mixture.kinds:
+        spoken = (m["content"] for r in _some(mixture, "demonstration") for m in r["messages"])
+    return chain(texts, spoken)
+
+
+def _some(mixture: Mixture, kind: str) -> Iterator[dict[str, Any]]:
+    size = mixture.size(kind, "train")
+    count = TOKENIZER_RECORDS if size is None else min(size, TOKENIZER_RECORDS)
+    return mixture.records(kind, "train", count)
+
+
+def require_same_tokenizer(a: Artifact, b: Artifact, *, key: str) -> None:
+    """Raises: UserError where two artifacts that must read the same tokens do not."""
+    if tokenizer_fingerprint(a.path) != tokenizer_fingerprint(b.path):
+        raise UserError(
+            f"{key} must have the tokenizer of the policy {str(a.path)!r}, got {str(b.path)!r} with another one"
+        )
+
+
+def export(
+    job: Job,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    metrics: Mapping[str, float],
+    *,
+    how_to_load: str = "AutoModelForCausalLM",
+) -> Path:
+    """Write the run's artifact."""
+    parents = {role: parent.sha256 for role, parent in job.parents.items()}
+    with new_artifact(
+        job.run.artifact,
+        stage=job.task,
+        parents=parents,
+        config=job.run.identity,
+        metrics=dict(metrics),
+        how_to_load=how_to_load,
+    ) as folder:
+        save(model, tokenizer, folder)
+    return job.run.artifact

@@ -1,0 +1,89 @@
+"""`task=ppo`: policy and reference from SFT, value and score from the reward model, then the iterations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_lightning.config import PPOConfig
+from rlhf_lightning.data.batching import first_prompts, prompt_batches
+from rlhf_lightning.data.collate import collate_prompts
+from rlhf_lightning.data.datamodule import StageData
+from rlhf_lightning.data.loader import BatchLoader
+from rlhf_lightning.models.loading import frozen, load_policy, load_scorer, parameters_of
+from rlhf_lightning.rewards.learned import LearnedReward
+from rlhf_lightning.stages.ppo import PPOModule
+from rlhf_lightning.tasks.fit import fit
+from rlhf_lightning.tasks.job import Job, export, parent_tokenizer, require_same_tokenizer
+
+
+def run(job: Job) -> dict[str, float]:
+    """Train, export, and return the stage's metrics (on held-out prompts of the validation split)."""
+    hp: PPOConfig = job.root.ppo
+    policy, reward = job.parents["policy"], job.parents["reward"]
+    require_same_tokenizer(policy, reward, key="ppo.init.reward")
+    tokenizer = parent_tokenizer(job, "policy")
+    model, scorer = job.root.model, job.root.reward.model or job.root.model
+    train = prompt_batches(job.mixture, tokenizer, hp=hp, start=job.prompt_start())
+    fixed = first_prompts(
+        job.mixture,
+        tokenizer,
+        split="validation",
+        count=hp.eval_prompts,
+        max_prompt_tokens=hp.max_prompt_tokens,
+    )
+    chunks = [fixed[i : i + hp.rollout_batch_size] for i in range(0, len(fixed), hp.rollout_batch_size)]
+    validation = BatchLoader(
+        lambda i: collate_prompts(
+            [p.ids for p in chunks[i]], [p.record for p in chunks[i]], tokenizer.pad_token_id
+        ),
+        len(chunks),
+    )
+    module = PPOModule(
+        hp,
+        policy=load_policy(policy.path, model),
+        value=load_scorer(reward.path, scorer),
+        reference=load_policy(policy.path, model),
+        reward=LearnedReward(frozen(load_scorer(reward.path, scorer))),
+        tokenizer=tokenizer,
+        optimizer=job.optimizer(hp.optimizer),
+        seed=job.seed("sampling"),
+        gold=_gold(job, fixed[0].record),
+    )
+    trainer = fit(
+        job,
+        module,
+        StageData(train, validation),
+        validate_every=hp.eval_every,
+        checkpoint_every=hp.checkpoint_every,
+        validate_first=True,
+    )
+    trainer.validate(module, validation, verbose=False)
+    metrics = _final(module.validation_metrics) | {
+        "ppo/episodes": float(module.progress.episodes),
+        "ppo/updates": float(module.progress.updates),
+        "ppo/final_kl_coef": module.progress.kl_coef,
+        "ppo/skipped_minibatches": float(module.progress.skipped_minibatches),
+        "ppo/early_stops": float(module.progress.early_stops),
+        "ppo/prompts_too_long": float(train.counts["prompts_too_long"]),
+        "ppo/parameters": float(parameters_of(module.policy)),
+    }
+    export(job, module.exported_policy, tokenizer, metrics)
+    return metrics
+
+
+def _final(validation: dict[str, float]) -> dict[str, float]:
+    """The last validation under the names that `task=evaluate` uses."""
+    names = {"score": "reward_score"}
+    short = {name.removeprefix("val/"): value for name, value in validation.items()}
+    return {f"ppo/{names.get(name, name)}": value for name, value in short.items()}
+
+
+def _gold(job: Job, record: dict[str, Any]) -> Any:
+    """Gold totals for watching, where the mix knows them."""
+    if job.mixture.gold(record, "") is None:
+        return None
+
+    def gold(records: list[dict[str, Any]], responses: list[str]) -> list[float]:
+        return [job.mixture.gold(r, t).total for r, t in zip(records, responses, strict=True)]
+
+    return gold

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+
+from rlhf_lightning.callbacks.checkpointing import Checkpointing, find_checkpoint
+from rlhf_lightning.callbacks.log import flatten, log_hparams, log_metrics
+from rlhf_lightning.callbacks.samples import SampleTables
+from tests.callbacks.toy import Rows, Toy, trainer
+
+
+def fit(folder: Path, *, die_at: int | None = None) -> TensorBoardLogger:
+    module = Toy(die_at=die_at)
+    board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+    callbacks = [SampleTables(folder / "samples.jsonl", figures=1), Checkpointing(folder, every=2)]
+    run = trainer(folder, callbacks, [board], max_epochs=1)
+    found = find_checkpoint(folder)
+    run.fit(
+        module, Rows(5), DataLoader([0, 1]), ckpt_path=found, weights_only=True if found else None
+    )
+    return board
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    folder = tmp_path_factory.mktemp("board")
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(folder, die_at=4)  # step 3 was logged, the checkpoint is of step 2
+    board = fit(folder)
+    log_hparams(
+        [board], {"ppo": {"kl_coef": 0.05}, "seed": 0}, {"ppo/gold_score": 0.8, "odd": float("nan")}
+    )
+    return EventAccumulator(str(folder / "tensorboard")).Reload()
+
+
+def test_scalars_have_the_stages_steps_and_no_step_twice_after_a_resume(
+    events: EventAccumulator,
+) -> None:
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    assert [event.step for event in events.Scalars("val/score")] == [3]
+
+
+def test_sample_tables_and_heat_strips_are_shown(events: EventAccumulator) -> None:
+    assert "samples/text_summary" in events.Tags()["tensors"]
+    assert events.Tags()["images"] == ["tokens/prompt_0"]
+
+
+def test_hparams_stand_beside_the_final_numbers(events: EventAccumulator) -> None:
+    assert events.Scalars("final/ppo/gold_score")[0].value == pytest.approx(0.8)
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"ppo.kl_coef" in content
+    assert "final/odd" not in events.Tags()["scalars"]
+
+
+def test_flattened_config_has_dotted_keys_and_plain_values() -> None:
+    config = {
+        "ppo": {"kl_coef": 0.05, "ptx": {"enabled": False}},
+        "seed": 0,
+        "x": None,
+        "l": [1, 2],
+    }
+    assert flatten(config) == {
+        "ppo.kl_coef": 0.05,
+        "ppo.ptx.enabled": False,
+        "seed": 0,
+        "x": "None",
+        "l": "[1, 2]",
+    }
+
+
+def test_tensors_are_accepted_as_numbers(tmp_path: Path) -> None:
+    class Recorder:
+        seen: dict[str, float]
+
+        def on_metrics(self, metrics: dict[str, float], step: int) -> None:
+            self.seen = metrics
+
+    class Module:
+        class trainer:  # noqa: N801
+            loggers = ()
+            callbacks = (Recorder(),)
+
+    log_metrics(Module(), {"a": torch.tensor(2.0)}, 1)  # type: ignore[arg-type]
+    assert Module.trainer.callbacks[0].seen == {"a": 2.0}

@@ -1,0 +1,155 @@
+import pytest
+
+from rlhf_lightning.data.records import (
+    detect_kind,
+    keep_completions,
+    pairs_of,
+    prompt_key,
+    split_key,
+    split_of,
+    validate,
+)
+from rlhf_lightning.errors import UserError
+
+USER = {"role": "user", "content": "Name a bird."}
+REPLY = {"role": "assistant", "content": "Owl."}
+DEMONSTRATION = {"messages": [USER, REPLY]}
+COMPARISON = {"prompt": [USER], "completions": ["a", "b", "c"], "ranks": [1, 0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "record"),
+    [
+        ("demonstration", DEMONSTRATION),
+        ("comparison", COMPARISON),
+        ("comparison", {"prompt": [USER], "completions": ["a", ""], "pairs": [[0, 1]]}),
+        ("prompt", {"prompt": [{"role": "system", "content": "Be kind."}, USER], "meta": {}}),
+        ("text", {"text": "Owls fly.", "source": "mine"}),
+    ],
+)
+def test_a_valid_record_passes_and_its_kind_is_seen(kind, record):
+    assert detect_kind(record) == kind
+    assert validate(kind, record, where="f:1") == record
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            COMPARISON | {"completions": ["a"]},
+            "f:7: a comparison needs at least 2 completions, got 1",
+        ),
+        (
+            {"messages": [USER]},
+            "f:7: a demonstration must end with an assistant turn, got user",
+        ),
+        (
+            COMPARISON | {"ranks": [0, 1]},
+            "f:7: ranks must have one entry for each of 3 completions, got 2",
+        ),
+        (COMPARISON | {"ranks": [2, 2, 2]}, "f:7: ranks must not all be tied, got [2, 2, 2]"),
+        (COMPARISON | {"ranks": "best"}, "f:7: ranks must be a list of integers, got 'best'"),
+        (
+            COMPARISON | {"completions": [1, 2]},
+            "f:7: completions must be a list of texts, got [1, 2]",
+        ),
+        (
+            COMPARISON | {"pairs": [[0, 1]]},
+            "f:7: a comparison needs either ranks or pairs, got both",
+        ),
+        (
+            {"prompt": [USER], "completions": ["a", "b"]},
+            "f:7: a comparison needs either ranks or pairs, got neither",
+        ),
+        (
+            {"prompt": [USER], "completions": ["a", "b"], "pairs": []},
+            "f:7: pairs must be a list of [winner, loser] that is not empty, got []",
+        ),
+        (
+            {"prompt": [USER], "completions": ["a", "b"], "pairs": [[0, 2]]},
+            "f:7: pairs must be [winner, loser], two of the completions 0..1, got [0, 2]",
+        ),
+        (
+            {"prompt": [USER], "completions": ["a", "b"], "pairs": [[0, 1], [1, 0]]},
+            "f:7: pairs must name each two completions once, got [1, 0] again",
+        ),
+        ({"text": "  "}, "f:7: text must be text that is not empty, got '  '"),
+        ({"text": "\ud83d"}, "f:7: text must be valid Unicode, got '\\ud83d'"),
+        ({"text": "a", "meta": 3}, "f:7: meta must be an object, got 3"),
+        ({"prompt": []}, "f:7: prompt must be a list of messages that is not empty, got []"),
+        (
+            {"prompt": [USER, REPLY]},
+            "f:7: a prompt must end before the assistant speaks, got assistant",
+        ),
+        (
+            {"prompt": [{"role": "human", "content": "hi"}]},
+            "f:7: prompt[0].role must be one of system, user, assistant, got 'human'",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": ""}]},
+            "f:7: prompt[0].content must be text that is not empty, got ''",
+        ),
+        (
+            {"messages": [REPLY]},
+            "f:7: messages must have a user turn, got ['assistant']",
+        ),
+    ],
+)
+def test_a_broken_record_is_refused_with_its_place(record, message):
+    with pytest.raises(UserError) as error:
+        validate(detect_kind(record), record, where="f:7")
+    assert str(error.value) == message
+
+
+def test_a_record_of_no_kind_or_of_another_kind_is_refused():
+    with pytest.raises(
+        UserError, match=r"f:2: a record needs one of the keys .* got \['question'\]"
+    ):
+        detect_kind({"question": 1}, where="f:2")
+    with pytest.raises(
+        UserError, match="f:2: must be a text like the records before it, got a prompt"
+    ):
+        validate("text", {"prompt": [USER]}, where="f:2")
+
+
+def test_generated_comparisons_may_be_all_tied():
+    validate("comparison", COMPARISON | {"ranks": [0, 0, 0]}, where="f", allow_all_tied=True)
+
+
+def test_pairs_leave_ties_out_and_count_distinct_ranks():
+    # distinct ranks 0 < 3 < 9 are places 0, 1, 2
+    pairs, distances = pairs_of({"ranks": [3, 0, 3, 9]})
+    assert dict(zip(pairs, distances, strict=True)) == {
+        (1, 0): 1,
+        (1, 2): 1,
+        (1, 3): 2,
+        (0, 3): 1,
+        (2, 3): 1,
+    }
+
+
+def test_given_pairs_are_kept_and_one_apart():
+    assert pairs_of({"pairs": [[2, 0], [0, 1]]}) == ([(2, 0), (0, 1)], [1, 1])
+
+
+def test_dropping_completions_keeps_the_order_of_the_others():
+    assert keep_completions(COMPARISON, [0, 1])["ranks"] == [1, 0]
+    given = {"completions": ["a", "b", "c"], "pairs": [[2, 0], [0, 1]]}
+    assert keep_completions(given, [0, 2]) == {"completions": ["a", "c"], "pairs": [[1, 0]]}
+
+
+def test_prompts_that_differ_in_case_or_space_have_one_key():
+    other = {"role": "user", "content": " name  A\nbird. "}
+    assert prompt_key([USER]) == prompt_key([other])
+
+
+def test_all_turns_of_a_conversation_share_a_split():
+    later = {"prompt": [USER, REPLY, {"role": "user", "content": "Another."}]}
+    assert split_key(later) == split_key({"prompt": [USER]}) == split_key(DEMONSTRATION)
+
+
+def test_split_shares_are_the_fractions():
+    splits = [split_of(str(i), validation_fraction=0.1, test_fraction=0.2) for i in range(10_000)]
+    # binomial: sd of a share is at most sqrt(0.2 * 0.8 / 10,000) = 0.004
+    assert abs(splits.count("test") / 10_000 - 0.2) < 0.016
+    assert abs(splits.count("validation") / 10_000 - 0.1) < 0.012

@@ -1,0 +1,119 @@
+import subprocess
+import sys
+
+import pytest
+
+from rlhf_lightning.data.tokenizer import (
+    SPECIAL_TOKENS,
+    prepare_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+)
+from tests.data.conftest import TEXTS
+
+ANY_TEXT = [
+    "Grüße, 世界! 🦦👩‍👩‍👧",
+    "tabs\t, \r\n line ends \n\n and  spaces  ",
+    "".join(map(chr, range(1, 256))),
+    "e\u0301 is not \u00e9",
+    "\U0010ffff\u200f",
+]
+
+
+@pytest.mark.parametrize("text", ANY_TEXT)
+def test_any_unicode_text_makes_the_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert ids == tokenizer.encode(text)  # nothing is added by default
+
+
+def test_special_tokens_have_fixed_ids_and_pad_is_not_eos(tokenizer):
+    assert tuple(tokenizer.convert_ids_to_tokens(range(6))) == SPECIAL_TOKENS
+    assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
+    assert tokenizer.unk_token is None
+    assert len(tokenizer) == 290
+
+
+def test_the_template_marks_every_turn(tokenizer):
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text == "<|begin|><|user|>hi<|end|><|assistant|>yo<|end|>"
+    text = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+    assert text == "<|begin|><|user|>hi<|end|><|assistant|>"
+
+
+def test_the_same_texts_give_the_same_tokenizer_in_another_process(tokenizer):
+    code = (
+        "from tests.data.conftest import TEXTS\n"
+        "from rlhf_lightning.data.tokenizer import train_tokenizer, tokenizer_fingerprint\n"
+        "print(tokenizer_fingerprint(train_tokenizer(iter(TEXTS * 20), vocab_size=290)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split()[-1] == tokenizer_fingerprint(tokenizer)
+
+
+def test_the_fingerprint_of_a_saved_folder_is_that_of_the_tokenizer(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    assert tokenizer_fingerprint(tmp_path) == fingerprint
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    loaded(["a", "b b b"], padding=True)  # leaves padding set in the backend
+    assert tokenizer_fingerprint(loaded) == fingerprint
+
+
+def test_the_fingerprint_tells_vocabulary_and_template_apart(tokenizer):
+    other = train_tokenizer(iter(TEXTS * 20), vocab_size=280)
+    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer)
+    same = train_tokenizer(iter(TEXTS * 20), vocab_size=290)
+    same.chat_template = "{{ messages }}"
+    assert tokenizer_fingerprint(same) != tokenizer_fingerprint(tokenizer)
+
+
+def bare(**tokens):
+    """A tokenizer like a base model's: <|endoftext|> only, no pad, no template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280,
+        special_tokens=["<|endoftext|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
+
+
+def test_a_base_tokenizer_gets_a_pad_token_and_a_template():
+    tokenizer = bare(
+        eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+    assert prepare_tokenizer(tokenizer) == 1
+    assert tokenizer.pad_token_id == len(tokenizer) - 1 != tokenizer.eos_token_id
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    assert (
+        tokenizer.apply_chat_template(messages, tokenize=False)
+        == "<|endoftext|>User:\nhi\n\nAssistant:\nyo<|endoftext|>\n\n"
+    )
+    assert prepare_tokenizer(tokenizer) == 0
+
+
+def test_a_pad_token_that_is_there_already_is_used():
+    tokenizer = bare(eos_token="<|im_end|>", pad_token="<|im_end|>")
+    assert prepare_tokenizer(tokenizer) == 0
+    assert tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_a_tokenizer_without_eos_gets_one():
+    tokenizer = bare()
+    assert prepare_tokenizer(tokenizer) == 1  # <|end|>; the pad token is <|endoftext|>
+    assert tokenizer.eos_token == "<|end|>"
+
+
+def test_the_built_in_tokenizer_needs_nothing(tokenizer):
+    assert prepare_tokenizer(tokenizer) == 0

@@ -1,0 +1,80 @@
+"""Sampling: its log-probabilities are the model's, and rows are independent of each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf_lightning.functional.logprobs import token_logprobs
+from rlhf_lightning.models.forward import response_logits
+from rlhf_lightning.models.generation import Responses, sample
+from tests.tiny import EOS, PAD, prompt_batch, tiny_policy
+
+
+def draw(prompts, *, tokens=12, temperature=1.0, seed=0) -> Responses:
+    return sample(
+        tiny_policy().eval(),
+        prompts,
+        max_new_tokens=tokens,
+        temperature=temperature,
+        eos_id=EOS,
+        pad_id=PAD,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_logprobs_are_those_of_a_full_forward_pass(temperature):
+    prompts = prompt_batch([3, 7, 5, 1])
+    responses = draw(prompts, temperature=temperature)
+    logits = response_logits(tiny_policy(), prompts.ids, prompts.mask, responses.ids, responses.mask)
+    expected = token_logprobs(logits, responses.ids, temperature=temperature)
+    torch.testing.assert_close(
+        responses.logprobs, expected.masked_fill(~responses.mask, 0.0), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_rows_that_finish_leave_the_batch_without_changing_the_others(monkeypatch):
+    """A row sampled alone with its own uniforms gives the same tokens as in a batch whose rows end early."""
+    prompts = prompt_batch([4] * 64)
+    together = draw(prompts, tokens=30)
+    assert together.ended.any() and not together.ended.all()
+    uniforms = torch.rand(64, 30, generator=torch.Generator().manual_seed(0))
+    for row in (0, 17, 63):
+        mine = uniforms[row : row + 1]
+        monkeypatch.setattr(torch, "rand", lambda *size, generator, mine=mine: mine)
+        alone = draw(prompts.rows(slice(row, row + 1)), tokens=30)
+        length = int(together.mask[row].sum())
+        assert alone.ids[0, :length].tolist() == together.ids[row, :length].tolist()
+        assert int(alone.mask.sum()) == length
+
+
+def test_nothing_is_real_after_the_first_eos():
+    responses = draw(prompt_batch([4] * 64), tokens=30)
+    lengths = responses.mask.sum(1)
+    for row in range(64):
+        ids = responses.ids[row].tolist()
+        assert (EOS in ids) == bool(responses.ended[row])
+        if responses.ended[row]:
+            assert ids.index(EOS) == lengths[row] - 1
+            assert set(ids[int(lengths[row]) :]) <= {PAD}
+    assert (responses.logprobs[~responses.mask] == 0).all()
+
+
+def test_samples_follow_the_models_distribution():
+    """First tokens of 20,000 draws against softmax(logits): the largest gap is below five standard errors."""
+    prompts = prompt_batch([5]).rows(torch.zeros(20_000, dtype=torch.long))
+    first = draw(prompts, tokens=1).ids[:, 0]
+    seen = torch.bincount(first, minlength=40).float() / 20_000
+    one = prompts.rows(slice(0, 1))
+    expected = tiny_policy()(input_ids=one.ids, attention_mask=one.mask.long()).logits[0, -1].softmax(-1)
+    error = ((expected * (1 - expected)) / 20_000).sqrt()
+    assert ((seen - expected).abs() <= 5 * error + 1e-4).all()
+
+
+def test_left_padding_and_its_contents_change_no_sample():
+    plain, padded = prompt_batch([4, 6, 2]), prompt_batch([4, 6, 2], width=15)
+    padded.ids[~padded.mask] = 17
+    a, b = draw(plain), draw(padded)
+    assert a.ids.tolist() == b.ids.tolist()
+    torch.testing.assert_close(a.logprobs, b.logprobs, atol=1e-5, rtol=1e-5)

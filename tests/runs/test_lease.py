@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_lightning.errors import Interrupted, UserError
+from rlhf_lightning.runs.lease import Lease, is_held, read_owner
+from rlhf_lightning.runs.signals import Stop
+
+OWNER = """
+from rlhf_lightning.runs.lease import Lease
+lease = Lease(Path(sys.argv[1]), lifetime_s=float(sys.argv[2]), heartbeat_s=0.1)
+lease.acquire(say=say)
+print("owned", flush=True)
+while not lease.lost.wait(0.01):
+    pass
+print("lost", flush=True)
+lease.release()
+"""
+
+
+def own(spawn, folder: Path, lifetime_s: float = 60.0):
+    process = spawn(OWNER, folder, lifetime_s)
+    assert process.stdout.readline() == "owned\n"
+    return process
+
+
+def test_the_owner_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    lease = Lease(tmp_path / ".lease")
+    lease.acquire(say=print)
+    owner = read_owner(tmp_path / ".lease")
+    assert (owner["host"], owner["pid"], owner["job_id"]) == (
+        socket.gethostname(),
+        os.getpid(),
+        "77",
+    )
+    assert is_held(tmp_path / ".lease")
+    lease.release()
+    assert not is_held(tmp_path / ".lease")
+    assert not (tmp_path / ".lease").exists()
+
+
+def test_who_may_not_wait_is_told_the_owner(tmp_path: Path, spawn):
+    process = own(spawn, tmp_path / ".lease")
+    with pytest.raises(UserError) as caught:
+        Lease(tmp_path / ".lease").acquire(wait=False, say=print, key="run_dir")
+    assert str(caught.value).startswith(f"run_dir must be free, got '{tmp_path}', owned by process")
+    assert f"process {process.pid} on {socket.gethostname()} since 20" in str(caught.value)
+
+
+def test_a_killed_owner_is_replaced_at_once(tmp_path: Path, spawn):
+    process = own(spawn, tmp_path / ".lease")
+    process.kill()  # and not waited for: a zombie is as dead
+    time.sleep(0.1)
+    assert not is_held(tmp_path / ".lease")
+    began = time.monotonic()
+    lease = Lease(tmp_path / ".lease")
+    lease.acquire(say=pytest.fail)
+    assert time.monotonic() - began < 1
+    lease.release()
+
+
+def test_a_silent_owner_elsewhere_is_replaced_when_its_lease_has_run_out(tmp_path: Path, spawn):
+    process = own(spawn, tmp_path / ".lease", lifetime_s=1.5)
+    owner = json.loads((tmp_path / ".lease" / "owner.json").read_text())
+    elsewhere = owner | {"machine": "elsewhere", "host": "node7", "job_id": "12"}
+    (tmp_path / ".lease" / "owner.json").write_text(json.dumps(elsewhere))
+    process.kill()
+    process.wait()
+    said: list[str] = []
+    lease = Lease(tmp_path / ".lease", lifetime_s=1.5, heartbeat_s=0.1)
+    lease.acquire(say=said.append)
+    lease.release()
+    assert len(said) == 1
+    assert "on node7, job 12 since" in said[0]
+
+
+def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path: Path, spawn):
+    process = own(spawn, tmp_path / ".lease", lifetime_s=1.0)
+    process.send_signal(signal.SIGSTOP)
+    lease = Lease(tmp_path / ".lease", lifetime_s=1.0, heartbeat_s=0.1)
+    lease.acquire(say=lambda text: None)
+    process.send_signal(signal.SIGCONT)
+    assert process.stdout.readline() == "lost\n"
+    process.wait()
+    assert read_owner(tmp_path / ".lease")["pid"] == os.getpid()
+    lease.release()
+
+
+def test_the_heartbeat_outlasts_the_lifetime(tmp_path: Path, spawn):
+    own(spawn, tmp_path / ".lease", lifetime_s=1.0)
+    time.sleep(1.6)
+    assert is_held(tmp_path / ".lease")
+
+
+def test_a_signal_ends_the_waiting(tmp_path: Path, spawn):
+    own(spawn, tmp_path / ".lease")
+    stop = Stop()
+    with pytest.raises(Interrupted):
+        Lease(tmp_path / ".lease").acquire(say=lambda text: stop.handle(signal.SIGTERM), stop=stop)
+
+
+def test_a_lease_draws_nothing_from_the_global_random_numbers(tmp_path: Path):
+    random.seed(0)
+    expected = random.random()
+    random.seed(0)
+    lease = Lease(tmp_path / ".lease")
+    lease.acquire(say=print)
+    lease.release()
+    assert random.random() == expected

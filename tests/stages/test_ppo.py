@@ -1,0 +1,275 @@
+"""The PPO module on tiny random models: invariants, options, refusal of broken numbers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from rlhf_lightning.batches import PPOBatch
+from rlhf_lightning.config import AdaptiveKLConfig, PPOConfig, PTXConfig, ScheduleConfig
+from rlhf_lightning.errors import RunFailed
+from rlhf_lightning.functional.losses import policy_loss, value_loss
+from rlhf_lightning.functional.scores import RunningMoments
+from rlhf_lightning.rewards.text import TextReward
+from rlhf_lightning.stages.ppo import PPOModule
+from rlhf_lightning.stages.rollout import micro_batches, to_experience
+from tests.tiny import VOCAB, packed_text, prompt_batch, tiny_policy, tiny_scorer
+
+HP = PPOConfig(
+    iterations=3,
+    episodes_per_iteration=8,
+    rollout_batch_size=8,
+    epochs=2,
+    minibatch_size=4,
+    micro_batch_size=4,
+    max_response_tokens=10,
+    schedule=ScheduleConfig(name="constant", final_fraction=1.0),
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocab = {f"t{i}": i for i in range(VOCAB)}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="t3"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="t0", bos_token="t1", eos_token="t2", unk_token="t3"
+    )
+
+
+def reward() -> TextReward:
+    return TextReward(lambda prompt, response: response.count("t7") - 0.1 * len(response.split()))
+
+
+def module(hp: PPOConfig = HP, **changes: Any) -> PPOModule:
+    arguments: dict[str, Any] = {
+        "policy": tiny_policy(),
+        "value": tiny_scorer(),
+        "reference": tiny_policy(),
+        "reward": reward(),
+        "tokenizer": tokenizer(),
+        "optimizer": partial(torch.optim.Adam, lr=1e-3, eps=1e-5),
+        "seed": 0,
+    }
+    return PPOModule(hp, **(arguments | changes))
+
+
+def batches(count: int, *, text: bool = False) -> list[PPOBatch]:
+    return [
+        PPOBatch(prompt_batch([3, 5, 2, 6, 4, 4, 7, 1], seed=i), packed_text() if text else None)
+        for i in range(count)
+    ]
+
+
+class Recorder:
+    """A logger stand-in that keeps every metric."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.seen.append(metrics)
+
+
+def fit(ppo: PPOModule, data: list[PPOBatch] | None = None) -> list[dict[str, float]]:
+    from lightning.pytorch import Callback
+
+    class Keep(Recorder, Callback):
+        pass
+
+    keep = Keep()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[keep],
+    )
+    data = data if data is not None else batches(ppo.hp.iterations)
+    trainer.fit(ppo, train_dataloaders=DataLoader(data, batch_size=None))  # type: ignore[arg-type]
+    return keep.seen
+
+
+def weights(ppo: PPOModule) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in ppo.parameters() if p.requires_grad])
+
+
+def test_every_documented_scalar_is_logged_and_finite():
+    seen = fit(module())[0]
+    expected = {f"rollout/{n}" for n in "score reward kl_k1 kl_k3 response_tokens eos_rate entropy".split()}
+    expected |= {
+        f"ppo/{n}"
+        for n in "policy_loss value_loss clip_fraction approx_kl ratio_max explained_variance grad_norm kl_coef lr".split()
+    }
+    expected |= {f"time/{n}" for n in "rollout_s update_s tokens_per_s episodes_per_s".split()}
+    assert expected <= set(seen)
+    assert all(torch.isfinite(torch.tensor(seen[name])) for name in expected)
+
+
+def test_kl_is_zero_and_the_ratio_is_one_before_the_first_update():
+    first = fit(module(replace(HP, iterations=1, epochs=1, minibatch_size=8, micro_batch_size=8)))[0]
+    assert abs(first["rollout/kl_k1"]) < 1e-4
+    assert abs(first["ppo/ratio_max"] - 1) < 1e-4
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_micro_batches_never_change_the_gradient(size):
+    """Accumulating 8 × 1 equals 1 × 8: losses are normalised by the minibatch's tokens."""
+    ppo = module(replace(HP, minibatch_size=8, micro_batch_size=8))
+    rollout = ppo.rollout(batches(1)[0].prompts, ppo.generator)
+    experience, _ = to_experience(rollout, HP, kl_coef=0.05, moments=RunningMoments())
+    tokens = int(experience.response_mask.sum())
+
+    def gradient(rows: int) -> torch.Tensor:
+        ppo.zero_grad()
+        for micro in micro_batches(experience, rows):
+            loss, _ = ppo._losses(micro, tokens, first=True)
+            loss.backward()
+        return torch.cat([p.grad.flatten() for p in ppo.parameters() if p.grad is not None])
+
+    torch.testing.assert_close(gradient(size), gradient(8), atol=1e-6, rtol=1e-4)
+
+
+def test_left_padding_and_padding_contents_never_change_the_losses():
+    ppo = module()
+    plain = batches(1)[0].prompts
+    rollout = ppo.rollout(plain, torch.Generator().manual_seed(5))
+    experience, _ = to_experience(rollout, HP, kl_coef=0.05, moments=RunningMoments())
+    wider = replace(
+        experience,
+        prompt_ids=torch.nn.functional.pad(experience.prompt_ids, (4, 0), value=9),
+        prompt_mask=torch.nn.functional.pad(experience.prompt_mask, (4, 0)),
+        response_ids=experience.response_ids.masked_fill(~experience.response_mask, 11),
+        advantages=experience.advantages.masked_fill(~experience.response_mask, float("nan")),
+        returns=experience.returns.masked_fill(~experience.response_mask, float("nan")),
+    )
+    tokens = int(experience.response_mask.sum())
+    a, _ = ppo._losses(experience, tokens, first=True)
+    b, _ = ppo._losses(wider, tokens, first=True)
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_is_the_clipped_policy_loss_plus_the_weighted_value_loss():
+    ppo = module()
+    rollout = ppo.rollout(batches(1)[0].prompts, ppo.generator)
+    experience, _ = to_experience(rollout, HP, kl_coef=0.05, moments=RunningMoments())
+    tokens = int(experience.response_mask.sum())
+    loss, _ = ppo._losses(experience, tokens, first=False)
+    mask = experience.response_mask
+    expected, _ = policy_loss(
+        experience.logprobs, experience.logprobs, experience.advantages, mask, clip_range=0.2, normalizer=tokens
+    )
+    critic, _ = value_loss(
+        experience.values, experience.values, experience.returns, mask, clip_range=0.2, normalizer=tokens
+    )
+    torch.testing.assert_close(loss, expected + 0.1 * critic, atol=1e-5, rtol=1e-5)
+
+
+def test_a_ratio_that_is_not_one_stops_the_run():
+    ppo = module()
+    ppo.sampling.temperature = 0.5  # sampling no longer agrees with the update
+    with pytest.raises(RunFailed, match="policy ratio differs from 1"):
+        fit(ppo)
+
+
+def test_a_score_that_is_not_finite_stops_the_run_before_any_update():
+    ppo = module(reward=TextReward(lambda prompt, response: float("nan")))
+    before = weights(ppo)
+    with pytest.raises(RunFailed, match="iteration 0, scores"):
+        fit(ppo)
+    assert torch.equal(before, weights(ppo))
+
+
+def test_critic_warmup_leaves_the_policy_alone_and_moves_the_value_model():
+    ppo = module(replace(HP, iterations=1, critic_warmup_iterations=1))
+    policy, value = copy.deepcopy(ppo.policy.state_dict()), copy.deepcopy(ppo.value.state_dict())
+    fit(ppo)
+    assert all(torch.equal(policy[k], v) for k, v in ppo.policy.state_dict().items())
+    assert not torch.equal(value["score.weight"], ppo.value.score.weight)
+
+
+def test_reference_and_reward_never_move_and_are_not_in_the_state():
+    ppo = module(reward=tiny_reward())
+    reference = copy.deepcopy(ppo.reference.state_dict())
+    fit(ppo)
+    assert all(torch.equal(reference[k], v) for k, v in ppo.reference.state_dict().items())
+    assert all(name.startswith(("policy.", "value.")) for name in ppo.state_dict())
+
+
+def tiny_reward():
+    from rlhf_lightning.rewards.learned import LearnedReward
+
+    return LearnedReward(tiny_scorer(3).eval())
+
+
+def test_reference_refresh_copies_the_policy():
+    ppo = module(replace(HP, iterations=2, reference_refresh_every=2))
+    fit(ppo)
+    assert all(torch.equal(ppo.policy.state_dict()[k], v) for k, v in ppo.reference.state_dict().items())
+
+
+def test_ema_is_the_running_average_of_the_policy():
+    """One iteration: average = d·start + (1 − d)·end."""
+    ppo = module(replace(HP, iterations=1, ema_decay=0.75))
+    start = [p.detach().clone() for p in ppo.policy.parameters()]
+    fit(ppo)
+    for before, after, average in zip(start, ppo.policy.parameters(), ppo.ema.parameters(), strict=True):
+        torch.testing.assert_close(average, 0.75 * before + 0.25 * after.detach())
+    assert ppo.exported_policy is ppo.ema
+
+
+def test_adaptive_kl_raises_the_coefficient_where_kl_is_above_target():
+    """e = clip(KL/target − 1, ±0.2) = 0.2 after a policy that is far away; β = 0.05·(1 + 0.2·8/100) = 0.0508."""
+    hp = replace(HP, iterations=1, adaptive_kl=AdaptiveKLConfig(enabled=True, target=0.01, horizon=100))
+    ppo = module(hp, reference=tiny_policy(9))
+    fit(ppo)
+    assert ppo.progress.kl_coef == pytest.approx(0.0508)
+
+
+def test_target_kl_stops_the_epochs_early():
+    ppo = module(replace(HP, iterations=1, epochs=4, target_kl=1e-9))
+    seen = fit(ppo)[0]
+    assert seen["ppo/early_stops"] == 1 and seen["ppo/minibatches"] == 2  # the first has ratio one
+
+
+def test_a_ratio_spike_skips_the_minibatch_and_counts_it():
+    ppo = module(replace(HP, iterations=1, ratio_spike=1e-6))
+    before = weights(ppo)
+    seen = fit(ppo)[0]
+    assert seen["ppo/skipped_minibatches"] == 4  # 2 epochs × 2 minibatches
+    assert torch.equal(before, weights(ppo))
+
+
+def test_ptx_adds_the_text_loss_times_its_coefficient():
+    plain, mixed = module(HP), module(replace(HP, ptx=PTXConfig(coef=1.0)))
+    fit(plain)
+    seen = fit(mixed, batches(3, text=True))
+    assert seen[0]["ppo/ptx_loss"] > 0
+    assert not torch.equal(weights(plain), weights(mixed))
+
+
+def test_the_value_models_own_learning_rate():
+    ppo = module(replace(HP, value_lr=0.5))
+    groups = ppo.configure_optimizers().param_groups
+    assert [g["lr"] for g in groups] == [1e-3, 0.5]
+
+
+def test_ppo_raises_a_known_reward():
+    """Thirty iterations on 'say t7, be short': every one of four seeds gains more than 0.5."""
+    hp = replace(HP, iterations=30, episodes_per_iteration=32, minibatch_size=16, micro_batch_size=16, kl_coef=0.01)
+    for seed in range(4):
+        data = [PPOBatch(prompt_batch([4] * 32, seed=100 * seed + i)) for i in range(30)]
+        seen = fit(module(replace(hp, rollout_batch_size=32), seed=seed), data)
+        scores = [s["rollout/score"] for s in seen if "rollout/score" in s]
+        assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.5
+
+

@@ -1,0 +1,193 @@
+"""The config tree: what composes, and the one line that each kind of bad input gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlhf_lightning import compose
+from rlhf_lightning.compose_errors import one_line
+from rlhf_lightning.config import RootConfig
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.signatures import config_fields, signature
+
+GROUPS = [
+    f"{file.parent.relative_to(compose.conf_dir())}={file.stem}"
+    for group in ("model", "ppo", "sft", "reward", "trainer", "logger", "callbacks", "experiment")
+    for file in sorted((compose.conf_dir() / group).glob("*.yaml"))
+]
+
+
+def checked(*overrides: str) -> RootConfig:
+    return compose.check(compose.compose(overrides))
+
+
+def complaint(*overrides: str) -> str:
+    """The line that a user would see."""
+    with pytest.raises(Exception) as caught:
+        checked(*overrides)
+    line = (
+        one_line(caught.value, overrides)
+        if not isinstance(caught.value, UserError)
+        else str(caught.value)
+    )
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("option", GROUPS)
+def test_every_option_of_every_group_passes_the_check(option: str) -> None:
+    needs = ["model.path=somewhere"] if option == "model=hf" else []
+    checked(option, *needs)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo"])
+def test_an_optimizer_is_swapped_in_one_place(stage: str, optimizer: str) -> None:
+    root = checked(f"optimizer@{stage}.optimizer={optimizer}", f"{stage}.optimizer.lr=0.5")
+    node = getattr(root, stage).optimizer
+    assert node["_target_"].lower().endswith(optimizer)
+    assert node["lr"] == 0.5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_a_schedule_is_swapped_in_one_place(schedule: str) -> None:
+    assert checked(f"schedule@ppo.schedule={schedule}").ppo.schedule.name == schedule
+
+
+def test_the_reward_model_takes_another_size() -> None:
+    assert checked().reward.model is None
+    root = checked("model@reward.model=small")
+    assert root.reward.model is not None
+    assert (root.model.name, root.reward.model.name) == ("nano", "small")
+
+
+def test_new_names_need_no_plus_on_the_command_line() -> None:
+    root = checked(
+        "mix=files",
+        "mix.sources.mine.path=a.jsonl",
+        "mix.weights.mine=0.3",
+        "evaluate.models.other=somewhere",
+        "model.architecture.rms_norm_eps=1e-5",
+    )
+    assert root.mix.sources["mine"].path == "a.jsonl"
+    assert root.mix.weights == {"mine": 0.3}
+    assert root.evaluate.models["other"] == "somewhere"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        # unknown group option
+        (["model=nanoo"], "model must be one of hf, nano, small, got 'nanoo'; did you mean nano?"),
+        (["ppo=3"], "ppo must be one of default, instructgpt, tldr, got '3'"),
+        (["experiment=debgu"], "experiment must be one of debug, got 'debgu'; did you mean debug?"),
+        (["optimizer@sft.optimiser=sgd"], "did you mean optimizer@sft.optimizer?"),
+        # unknown key on the command line
+        (["ppo.kl_coeff=1"], "ppo.kl_coeff must be a known setting, got an unknown key; did you mean ppo.kl_coef?"),
+        (["kl_coef=1"], "did you mean ppo.kl_coef?"),
+        (["tsk=ppo"], "did you mean task?"),
+        (["+foo=1"], "foo must be a known setting"),
+        (["+ppo.kl_coeff=1"], "ppo.kl_coeff must be a known setting, got an unknown key; did you mean kl_coef?"),
+        (["mix.sources.mine.pth=x"], "mix.sources.mine.pth must be a known setting"),
+        # unknown key in a `_target_` node, and in what else is foreign
+        (["+sft.optimizer.lrr=1"], "sft.optimizer.lrr must be a parameter of torch.optim.AdamW, got 'lrr'; did you mean lr?"),
+        (["+logger.tensorboard.nam=x"], "logger.tensorboard.nam must be a parameter of"),
+        (["+trainer.acelerator=cpu"], "did you mean accelerator?"),
+        (["model.architecture.hiden_size=3"], "model.architecture.hiden_size must be a parameter of LlamaConfig"),
+        (["model.architecture.model_type=lama"], "did you mean llama?"),
+        (["mix.sources.world.args.sed=3"], "mix.sources.world.args.sed must be a parameter of"),
+        (["mix.sources.world.target=a.b.C"], "mix.sources.world.target must be the import path of a class, got 'a.b.C'"),
+        (["+callbacks.mine._target_=a.b.C"], "callbacks.mine._target_ must be the import path"),
+        (["+callbacks.mine.x=1"], "callbacks.mine._target_ must be the import path of a class, got ['x']"),
+        # wrong type
+        (["ppo.kl_coef=abc"], "ppo.kl_coef must be a number, got 'abc'"),
+        (["ppo.iterations=1.5"], "ppo.iterations must be an integer, got '1.5'"),
+        (["ppo.whiten_rewards=maybe"], "ppo.whiten_rewards must be true or false, got 'maybe'"),
+        (["ppo.kl_coef=null"], "ppo.kl_coef must not be null"),
+        (["mix.sources.mine.limit=x"], "mix.sources.mine.limit must be an integer, got 'x'"),
+        (["sft.optimizer.lr=fast"], "sft.optimizer.lr must be a number, got 'fast'"),
+        # out of range
+        (["ppo.kl_coef=-0.1"], "ppo.kl_coef must be >= 0, got -0.1"),
+        (["ppo.schedule.name=spiral"], "ppo.schedule.name must be one of cosine, linear, constant, got 'spiral'"),
+        (["sft.optimizer.lr=0"], "sft.optimizer.lr must be > 0, got 0"),
+        (["seed=-1"], "seed must be >= 0, got -1"),
+        (["task=pipelin"], "task must be one of"),
+        (["mix.weights.x=1"], "mix.weights.x must be one of ['world']"),
+        # between keys
+        (["ppo.minibatch_size=50"], "ppo.minibatch_size must be a divisor of ppo.episodes_per_iteration=128, got 50"),
+        (["ppo.max_response_tokens=100"], "must be <= model.context_length=128, got 196"),
+        (["mix.sources.mine.limit=3"], "mix.sources.mine must have one of path and target, got neither"),
+        (["mix.sources.world.path=x"], "mix.sources.world must have one of path and target, got both"),
+        # not this node's business
+        (["+trainer.max_steps=5"], "trainer.max_steps must not be set here, got 5: ppo.iterations"),
+        (["+trainer.gradient_clip_val=1"], "use <stage>.grad_clip"),
+        (["+trainer.accumulate_grad_batches=2"], "use <stage>.micro_batch_size"),
+        # missing, interpolated, unreadable
+        (["model=hf"], "model.path must be a hub id or folder"),
+        (["mix.name=???"], "mix.name must be given, got nothing"),
+        (["ppo.kl_coef=${nope}"], "ppo.kl_coef must refer to a key that exists"),
+        (["ppo.kl_coef"], "'ppo.kl_coef' must be KEY=VALUE"),
+        (["trainer.devices=x=y"], "'trainer.devices=x=y' must be KEY=VALUE"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_with_the_key(overrides: list[str], expected: str) -> None:
+    assert expected in complaint(*overrides)
+
+
+def test_owned_trainer_keys_are_all_keys_of_the_trainer() -> None:
+    from rlhf_lightning.binding import OWNED_TRAINER_KEYS
+
+    assert set(OWNED_TRAINER_KEYS) <= set(signature("lightning.pytorch.Trainer").parameters)
+
+
+def test_signatures_follow_re_exports_and_bases_without_importing() -> None:
+    # AdamW lives in torch/optim/adamw.py; GPT2 renames n_embd to hidden_size
+    assert {"lr", "betas", "weight_decay"} <= set(signature("torch.optim.AdamW").parameters)
+    assert "dirpath" in signature("lightning.pytorch.callbacks.ModelCheckpoint").parameters
+    found = config_fields("gpt2")
+    assert found is not None
+    assert {"n_embd", "hidden_size", "eos_token_id"} <= set(found[1].parameters)
+    assert config_fields("no_such_model") is None
+
+
+def test_a_signature_that_cannot_be_read_is_imported() -> None:
+    assert signature("builtins.sorted").open or "key" in signature("builtins.sorted").parameters
+    with pytest.raises(LookupError):
+        signature("rlhf_lightning.nothing.Here")
+
+
+def test_defaults_diff_names_exactly_what_was_changed() -> None:
+    root = checked("ppo.kl_coef=0.1", "seed=3", "+sft.optimizer.fused=false")
+    assert compose.defaults_diff(root) == {
+        "seed": (0, 3),
+        "sft.optimizer.fused": (None, False),
+        "ppo.kl_coef": (compose.default_root().ppo.kl_coef, 0.1),
+    }
+    assert compose.defaults_diff(checked()) == {}
+
+
+def test_a_saved_config_loads_as_the_same_tree(tmp_path: Path) -> None:
+    root = checked("ppo=instructgpt", "model@reward.model=small", "mix.sources.mine.path=a.jsonl")
+    (tmp_path / "config.yaml").write_text(compose.saved_config(root))
+    assert compose.load_saved(tmp_path / "config.yaml") == root
+    with pytest.raises(UserError, match="ppo.kl_coeff"):
+        (tmp_path / "config.yaml").write_text(
+            compose.saved_config(root).replace("kl_coef", "kl_coeff")
+        )
+        compose.load_saved(tmp_path / "config.yaml")
+
+
+def test_build_calls_the_target_and_passes_objects_through() -> None:
+    marker = object()
+    node = {"_target_": "builtins.dict", "a": 1, "b": {"c": [2]}}
+    assert compose.build(node, a=marker) == {"a": marker, "b": {"c": [2]}}
+    with pytest.raises(UserError, match=r"cannot be built from \['nope'\]"):
+        compose.build({"_target_": "collections.Counter.fromkeys", "nope": 1})
+
+
+def test_a_tree_without_the_schema_is_refused() -> None:
+    with pytest.raises(UserError, match="defaults must hold"):
+        compose.to_root(OmegaConf.create({"task": "ppo"}))
