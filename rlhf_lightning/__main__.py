@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,24 @@ from rlhf_lightning.errors import Interrupted, RunFailed, UserError
 
 _failures: list[BaseException] = []
 """Why the single run ended, for `main`: Hydra would print a line of its own about it."""
+
+
+_users_full_error = os.environ.get("HYDRA_FULL_ERROR")
+"""What processes that a job starts inherit."""
+
+
+@contextmanager
+def _full_error(value: str | None) -> Iterator[None]:
+    """HYDRA_FULL_ERROR for a while: with 1 Hydra raises instead of printing and leaving."""
+    before = os.environ.pop("HYDRA_FULL_ERROR", None)
+    if value is not None:
+        os.environ["HYDRA_FULL_ERROR"] = value
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -38,13 +58,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     from rlhf_lightning.pipeline import run_task
 
     overrides = [str(item) for item in HydraConfig.get().overrides.task]
-    return run_task(root, config_yaml=compose.saved_config(root), overrides=overrides)
+    return run_task(root, overrides=overrides)
 
 
 def job(cfg: DictConfig) -> dict[str, Any] | None:
     """What Hydra calls, once for every job."""
     try:
-        return run(cfg)
+        with _full_error(_users_full_error):
+            return run(cfg)
     except Interrupted as error:
         # not an Exception: Hydra would go on with the next job
         print(f"rlhf: {error}", file=sys.stderr)
@@ -107,16 +128,14 @@ def main() -> None:
     """The console script. Exit codes: 0 done, 2 bad input, 1 failed, 128 + signal stopped by a signal."""
     # spinning OpenMP threads slow each other down many times where a core is shared; read when torch is loaded
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Hydra then raises instead of printing and leaving
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    full_error = _users_full_error == "1"
     compose.register()
     sys.argv[1:] = saved_config_first(sys.argv[1:])
     _failures.clear()
     try:
-        hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")(
-            job
-        )()
+        with _full_error("1"):
+            entry = hydra.main(str(compose.conf_dir()), "config", version_base="1.3")
+            entry(job)()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,12 +39,12 @@ class TensorBatch:
             if isinstance(value, Tensor):
                 taken[f.name] = value[index]
             elif isinstance(value, list):
-                taken[f.name] = _list_rows(value, index)
+                taken[f.name] = _list_rows(cast("list[Any]", value), index)
         return replace(self, **taken)  # type: ignore[type-var]
 
 
 def _list_rows(items: list[Any], index: Tensor | slice) -> list[Any]:
-    return items[index] if isinstance(index, slice) else [items[i] for i in index.tolist()]
+    return items[index] if isinstance(index, slice) else [items[int(i)] for i in index]
 
 
 @dataclass
@@ -124,7 +124,7 @@ class ComparisonBatch(TensorBatch):
             pairs=self.pairs[pairs] - rows[0],
             weights=self.weights[pairs],
             margins=self.margins[pairs],
-            prompts=len(group.unique()),
+            prompts=int(group.bincount().count_nonzero()),
             records=self.records[start:stop],
         )
 

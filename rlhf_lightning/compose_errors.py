@@ -191,7 +191,8 @@ def _composition(error: BaseException) -> str:
         r"Could not override '([^']+)'\.\s+Did you mean to override (?:one of )?([^?]+)\?", text
     )
     if match:
-        return f"{match.group(1)} must be one of {match.group(2)}{suggestion(match.group(1), match.group(2).split(', '))}"
+        got, options = match.groups()
+        return f"{got} must be one of {options}{suggestion(got, options.split(', '))}"
     match = re.search(r"Override (\S+) looks like a config group", text)
     if match:
         group = match.group(1).partition("=")[0]

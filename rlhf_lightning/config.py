@@ -9,7 +9,7 @@ Sources in brackets are those of docs: [I] InstructGPT, [S] Learning to summariz
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from rlhf_lightning.errors import UserError
 
@@ -51,11 +51,31 @@ class ModelConfig:
     """Run code that comes with the model. Off unless you turn it on."""
 
     def __post_init__(self) -> None:
-        _require(self.dtype in ("float32", "bfloat16", "float16"), "model.dtype", "one of float32, bfloat16, float16", self.dtype)
-        _require(self.attention in ("sdpa", "eager", "flash_attention_2"), "model.attention", "one of sdpa, eager, flash_attention_2", self.attention)
+        _require(
+            self.dtype in ("float32", "bfloat16", "float16"),
+            "model.dtype",
+            "one of float32, bfloat16, float16",
+            self.dtype,
+        )
+        _require(
+            self.attention in ("sdpa", "eager", "flash_attention_2"),
+            "model.attention",
+            "one of sdpa, eager, flash_attention_2",
+            self.attention,
+        )
         _require(self.context_length >= 8, "model.context_length", ">= 8", self.context_length)
-        _require(self.vocab_size >= 300, "model.vocab_size", ">= 300 (256 bytes and the special tokens)", self.vocab_size)
-        _require(self.path is not None or "model_type" in self.architecture, "model.path", "a hub id or folder where model.architecture.model_type is absent", self.path)
+        _require(
+            self.vocab_size >= 300,
+            "model.vocab_size",
+            ">= 300 (256 bytes and the special tokens)",
+            self.vocab_size,
+        )
+        _require(
+            self.path is not None or "model_type" in self.architecture,
+            "model.path",
+            "a hub id or folder where model.architecture.model_type is absent",
+            self.path,
+        )
 
 
 @dataclass
@@ -89,7 +109,9 @@ class MixConfig:
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
             _require(weight >= 0, f"mix.weights.{name}", ">= 0", weight)
-            _require(name in self.sources, f"mix.weights.{name}", f"one of {sorted(self.sources)}", name)
+            _require(
+                name in self.sources, f"mix.weights.{name}", f"one of {sorted(self.sources)}", name
+            )
         for key in ("validation_fraction", "test_fraction"):
             _require(0 <= getattr(self, key) < 0.5, f"mix.{key}", "in [0, 0.5)", getattr(self, key))
 
@@ -106,10 +128,30 @@ class ScheduleConfig:
     """Last learning rate as a share of the first. 0.1 is [I]'s; `constant` ignores nothing: it must be 1 there."""
 
     def __post_init__(self) -> None:
-        _require(self.name in ("cosine", "linear", "constant"), "schedule.name", "one of cosine, linear, constant", self.name)
-        _require(0 <= self.warmup_fraction < 1, "schedule.warmup_fraction", "in [0, 1)", self.warmup_fraction)
-        _require(0 <= self.final_fraction <= 1, "schedule.final_fraction", "in [0, 1]", self.final_fraction)
-        _require(self.name != "constant" or self.final_fraction == 1, "schedule.final_fraction", "1 where schedule.name is constant", self.final_fraction)
+        _require(
+            self.name in ("cosine", "linear", "constant"),
+            "schedule.name",
+            "one of cosine, linear, constant",
+            self.name,
+        )
+        _require(
+            0 <= self.warmup_fraction < 1,
+            "schedule.warmup_fraction",
+            "in [0, 1)",
+            self.warmup_fraction,
+        )
+        _require(
+            0 <= self.final_fraction <= 1,
+            "schedule.final_fraction",
+            "in [0, 1]",
+            self.final_fraction,
+        )
+        _require(
+            self.name != "constant" or self.final_fraction == 1,
+            "schedule.final_fraction",
+            "1 where schedule.name is constant",
+            self.final_fraction,
+        )
 
 
 @dataclass
@@ -152,7 +194,16 @@ class SFTConfig:
     """Optimizer steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for key in ("examples", "epochs", "global_batch_size", "micro_batch_size", "max_length", "eval_every", "eval_examples", "checkpoint_every"):
+        for key in (
+            "examples",
+            "epochs",
+            "global_batch_size",
+            "micro_batch_size",
+            "max_length",
+            "eval_every",
+            "eval_examples",
+            "checkpoint_every",
+        ):
             _require(getattr(self, key) >= 1, f"{self.stage}.{key}", ">= 1", getattr(self, key))
         _require(self.grad_clip > 0, f"{self.stage}.grad_clip", "> 0", self.grad_clip)
         _require(0 <= self.dropout < 1, f"{self.stage}.dropout", "in [0, 1)", self.dropout)
@@ -166,7 +217,8 @@ class RewardConfig:
     model: ModelConfig | None = None
     """Another size for this role (`model@reward.model=nano`); null: the policy's."""
     completions: str = "policy"
-    """policy: sampled from the current policy and ranked by the source's labelers; speakers: the source's own comparisons."""
+    """policy: sampled from the current policy and ranked by the source's labelers; speakers: the source's own
+    comparisons."""
     prompts: int = 1600
     """Prompts with K completions each that are collected and trained on."""
     eval_prompts: int = 200
@@ -175,7 +227,7 @@ class RewardConfig:
     """Smallest K; [I] 4."""
     max_completions: int = 9
     """Largest K; [I] 9."""
-    max_response_tokens: int = 32
+    max_response_tokens: int = 36
     """Where completions are sampled."""
     temperature: float = 1.0
     epochs: int = 1
@@ -193,7 +245,7 @@ class RewardConfig:
     label_smoothing: float = 0.0
     """Assumed share of flipped labels."""
     calibrate_gain: bool = False
-    """Also scale scores to unit standard deviation on demonstrations; the bias is always set so that their mean is 0 [I]."""
+    """Also scale scores to unit standard deviation on demonstrations. The bias always makes their mean 0 [I]."""
     optimizer: Any = None
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     grad_clip: float = 1.0
@@ -202,13 +254,38 @@ class RewardConfig:
     checkpoint_every: int = 25
 
     def __post_init__(self) -> None:
-        _require(self.completions in ("policy", "speakers"), "reward.completions", "one of policy, speakers", self.completions)
-        for key in ("prompts", "eval_prompts", "max_response_tokens", "epochs", "global_batch_size", "micro_batch_size", "rollout_batch_size", "eval_every", "checkpoint_every"):
+        _require(
+            self.completions in ("policy", "speakers"),
+            "reward.completions",
+            "one of policy, speakers",
+            self.completions,
+        )
+        for key in (
+            "prompts",
+            "eval_prompts",
+            "max_response_tokens",
+            "epochs",
+            "global_batch_size",
+            "micro_batch_size",
+            "rollout_batch_size",
+            "eval_every",
+            "checkpoint_every",
+        ):
             _require(getattr(self, key) >= 1, f"reward.{key}", ">= 1", getattr(self, key))
         _require(self.min_completions >= 2, "reward.min_completions", ">= 2", self.min_completions)
-        _require(self.max_completions >= self.min_completions, "reward.max_completions", ">= reward.min_completions", self.max_completions)
+        _require(
+            self.max_completions >= self.min_completions,
+            "reward.max_completions",
+            ">= reward.min_completions",
+            self.max_completions,
+        )
         _require(self.temperature > 0, "reward.temperature", "> 0", self.temperature)
-        _require(0 <= self.label_smoothing < 0.5, "reward.label_smoothing", "in [0, 0.5)", self.label_smoothing)
+        _require(
+            0 <= self.label_smoothing < 0.5,
+            "reward.label_smoothing",
+            "in [0, 0.5)",
+            self.label_smoothing,
+        )
         for key in ("margin", "centering"):
             _require(getattr(self, key) >= 0, f"reward.{key}", ">= 0", getattr(self, key))
         _require(self.grad_clip > 0, "reward.grad_clip", "> 0", self.grad_clip)
@@ -240,7 +317,12 @@ class PTXConfig:
 
     def __post_init__(self) -> None:
         _require(self.coef >= 0, "ppo.ptx.coef", ">= 0", self.coef)
-        _require(self.examples_per_episode > 0, "ppo.ptx.examples_per_episode", "> 0", self.examples_per_episode)
+        _require(
+            self.examples_per_episode > 0,
+            "ppo.ptx.examples_per_episode",
+            "> 0",
+            self.examples_per_episode,
+        )
 
 
 @dataclass
@@ -259,9 +341,9 @@ class PPOConfig:
     minibatch_size: int = 64
     """Episodes of one optimizer step over all devices; must divide episodes_per_iteration."""
     micro_batch_size: int = 64
-    """Episodes of one forward pass per device; must divide minibatch_size per device."""
-    max_prompt_tokens: int = 96
-    max_response_tokens: int = 32
+    """Episodes of one forward pass per device; how a minibatch is split never changes its gradient."""
+    max_prompt_tokens: int = 104
+    max_response_tokens: int = 36
     temperature: float = 1.0
     """Divides the logits in sampling, in the reference and in the update alike."""
     kl_coef: float = 0.05
@@ -318,29 +400,82 @@ class PPOConfig:
     """Iterations between checkpoints."""
 
     def __post_init__(self) -> None:
-        for key in ("iterations", "episodes_per_iteration", "rollout_batch_size", "epochs", "minibatch_size", "micro_batch_size", "max_prompt_tokens", "max_response_tokens", "eval_every", "eval_prompts", "checkpoint_every"):
+        for key in (
+            "iterations",
+            "episodes_per_iteration",
+            "rollout_batch_size",
+            "epochs",
+            "minibatch_size",
+            "micro_batch_size",
+            "max_prompt_tokens",
+            "max_response_tokens",
+            "eval_every",
+            "eval_prompts",
+            "checkpoint_every",
+        ):
             _require(getattr(self, key) >= 1, f"ppo.{key}", ">= 1", getattr(self, key))
-        for key in ("kl_coef", "value_coef", "entropy_coef", "length_penalty", "critic_warmup_iterations", "sample_prompts"):
+        for key in (
+            "kl_coef",
+            "value_coef",
+            "entropy_coef",
+            "length_penalty",
+            "critic_warmup_iterations",
+            "sample_prompts",
+        ):
             _require(getattr(self, key) >= 0, f"ppo.{key}", ">= 0", getattr(self, key))
         for key in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, key) <= 1, f"ppo.{key}", "in [0, 1]", getattr(self, key))
         for key in ("clip_range", "value_clip_range", "temperature", "grad_clip"):
             _require(getattr(self, key) > 0, f"ppo.{key}", "> 0", getattr(self, key))
-        for key in ("score_clip", "target_kl", "ratio_spike", "ratio_tolerance", "value_lr", "reference_refresh_every"):
+        for key in (
+            "score_clip",
+            "target_kl",
+            "ratio_spike",
+            "ratio_tolerance",
+            "value_lr",
+            "reference_refresh_every",
+        ):
             value = getattr(self, key)
             _require(value is None or value > 0, f"ppo.{key}", "null or > 0", value)
-        _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ppo.ema_decay", "null or in (0, 1)", self.ema_decay)
-        _require(self.missing_eos in ("replace", "subtract", "keep"), "ppo.missing_eos", "one of replace, subtract, keep", self.missing_eos)
-        _require(self.old_logprobs in ("auto", "sampled", "recomputed"), "ppo.old_logprobs", "one of auto, sampled, recomputed", self.old_logprobs)
-        _require(self.episodes_per_iteration % self.minibatch_size == 0, "ppo.minibatch_size", f"a divisor of ppo.episodes_per_iteration={self.episodes_per_iteration}", self.minibatch_size)
-        _require(self.sample_prompts <= self.eval_prompts, "ppo.sample_prompts", f"<= ppo.eval_prompts={self.eval_prompts}", self.sample_prompts)
+        _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "ppo.ema_decay",
+            "null or in (0, 1)",
+            self.ema_decay,
+        )
+        _require(
+            self.missing_eos in ("replace", "subtract", "keep"),
+            "ppo.missing_eos",
+            "one of replace, subtract, keep",
+            self.missing_eos,
+        )
+        _require(
+            self.old_logprobs in ("auto", "sampled", "recomputed"),
+            "ppo.old_logprobs",
+            "one of auto, sampled, recomputed",
+            self.old_logprobs,
+        )
+        _require(
+            self.episodes_per_iteration % self.minibatch_size == 0,
+            "ppo.minibatch_size",
+            f"a divisor of ppo.episodes_per_iteration={self.episodes_per_iteration}",
+            self.minibatch_size,
+        )
+        _require(
+            self.sample_prompts <= self.eval_prompts,
+            "ppo.sample_prompts",
+            f"<= ppo.eval_prompts={self.eval_prompts}",
+            self.sample_prompts,
+        )
 
 
 @dataclass
 class EvaluateConfig:
     """What is measured on held-out prompts after training."""
 
-    models: dict[str, str | None] = field(default_factory=lambda: {"base": None, "sft": None, "ppo": None})
+    models: dict[str, str | None] = field(
+        default_factory=lambda: {"base": None, "sft": None, "ppo": None}
+    )
     """Name → run directory, artifact or Hugging Face folder; null: the run of that stage (base is pretrain's)."""
     reward: str | None = None
     """Reward model; null: the reward stage's run."""
@@ -352,7 +487,7 @@ class EvaluateConfig:
     """Conversations side by side in the report."""
     batch_size: int = 256
     """Responses sampled at once per device."""
-    max_response_tokens: int = 32
+    max_response_tokens: int = 36
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -360,7 +495,12 @@ class EvaluateConfig:
             _require(getattr(self, key) >= 1, f"evaluate.{key}", ">= 1", getattr(self, key))
         _require(self.temperature > 0, "evaluate.temperature", "> 0", self.temperature)
         _require(self.samples_shown >= 0, "evaluate.samples_shown", ">= 0", self.samples_shown)
-        _require(self.reference in self.models, "evaluate.reference", f"one of evaluate.models {sorted(self.models)}", self.reference)
+        _require(
+            self.reference in self.models,
+            "evaluate.reference",
+            f"one of evaluate.models {sorted(self.models)}",
+            self.reference,
+        )
 
 
 @dataclass
@@ -440,10 +580,38 @@ def cross_check(root: RootConfig) -> None:
     )
     for stage in ("pretrain", "sft"):
         length = getattr(root, stage).max_length
-        _require(length <= context, f"{stage}.max_length", f"<= model.context_length={context}", length)
+        _require(
+            length <= context, f"{stage}.max_length", f"<= model.context_length={context}", length
+        )
     _require(
         ppo.max_prompt_tokens + root.reward.max_response_tokens <= context,
         "ppo.max_prompt_tokens + reward.max_response_tokens",
         f"<= model.context_length={context}",
         ppo.max_prompt_tokens + root.reward.max_response_tokens,
     )
+    if root.reward.model is not None:  # reads what the policy of PPO and of the evaluation writes
+        tokens = max(ppo.max_response_tokens, root.evaluate.max_response_tokens)
+        longest = root.reward.model.context_length
+        _require(
+            ppo.max_prompt_tokens + tokens <= longest,
+            "reward.model.context_length",
+            f">= {ppo.max_prompt_tokens + tokens} (prompt and response)",
+            longest,
+        )
+    _check_one_process(root.trainer or {})
+
+
+def _check_one_process(trainer: dict[str, Any]) -> None:
+    """Keys of the Trainer that Lightning would take and this version cannot follow."""
+    precision = trainer.get("precision", "32-true")
+    _require(
+        precision in (32, "32", "32-true", "bf16-mixed"),
+        "trainer.precision",
+        "32-true or bf16-mixed (model.dtype says what the weights are)",
+        precision,
+    )
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    one = str(devices) == "1" or (isinstance(devices, list) and len(cast("list[Any]", devices)) == 1)
+    allowed = "1, or a list of one device, where strategy=single"
+    _require(one, "trainer.devices", allowed, trainer.get("devices"))
+    _require(nodes == 1, "trainer.num_nodes", "1 where strategy=single", nodes)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lightning.compose import build, saved_config
 from rlhf_lightning.config import RootConfig
 from rlhf_lightning.data.mixture import Mixture
+from rlhf_lightning.data.needs import require_records
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.plan import Planner, StagePlan, stage_name
+from rlhf_lightning.plan import Planner, StagePlan, require_model_folder, stage_name
 from rlhf_lightning.runs import (
     Artifact,
     Run,
@@ -39,32 +40,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlhf_lightning")
 
-TASK_MODULES = {"pretrain": "sft", "sft": "sft", "reward": "reward", "ppo": "ppo", "evaluate": "evaluate"}
+TASK_MODULES = {
+    "pretrain": "sft",
+    "sft": "sft",
+    "reward": "reward",
+    "ppo": "ppo",
+    "evaluate": "evaluate",
+}
 """Task → module of rlhf_lightning.tasks; imported late, so that a config error answers at once."""
 
 
-def run_task(root: RootConfig, *, config_yaml: str, overrides: Sequence[str]) -> dict[str, float]:
+def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
     """Do what `task` says; returns the metrics of its run.
 
     Raises: UserError before anything is written where the input is bad; RunFailed; Interrupted.
     """
+    require_model_folder(root.model, "model.path")
+    if root.reward.model is not None:
+        require_model_folder(root.reward.model, "reward.model.path")
     mixture = Mixture(root.mix, root.seed)
     folder = Path(root.run_dir) if root.run_dir and root.task == "pipeline" else None
     planner = Planner(root, mixture.identity(), folder)
-    if root.task == "pipeline":
-        plans = planner.pipeline()
-    else:
-        plans = [planner.stage(root.task)]
+    plans = planner.pipeline() if root.task == "pipeline" else [planner.stage(root.task)]
     if root.dry_run:
         return explain(root, plans)
+    plans = [plan if _state(plan) == "reused" else _checked(plan, mixture) for plan in plans]
     with graceful_signals() as stop:
         if root.task == "pipeline":
-            return run_pipeline(root, plans, mixture, stop, config_yaml, overrides)
+            return run_pipeline(root, plans, mixture, stop, overrides)
         return run_alone(plans[0], mixture, stop, overrides)
 
 
 def explain(root: RootConfig, plans: Sequence[StagePlan]) -> dict[str, float]:
-    """`dry_run=true`: for every stage whether it is reused, continued or new, and what differs from the nearest run."""
+    """`dry_run=true`: whether each stage is reused, continued, new or refused; what differs from the nearest run."""
     for plan in plans:
         print(f"{plan.label:<18} {_state(plan):<10} {plan.path}")
         if _state(plan) == "new":
@@ -79,7 +87,24 @@ def explain(root: RootConfig, plans: Sequence[StagePlan]) -> dict[str, float]:
 def _state(plan: StagePlan) -> str:
     if not is_run(plan.path):
         return "new"
-    return "reused" if read_run(plan.path).status == "finished" else "continued"
+    run = read_run(plan.path)
+    if run_hash(run.identity) != run_hash(plan.identity):
+        return "refused"  # run_dir holds another run
+    return "reused" if run.status == "finished" else "continued"
+
+
+def _checked(plan: StagePlan, mixture: Mixture) -> StagePlan:
+    """The plan of a stage that will run, its finished parents verified.
+
+    Raises: UserError if the mix lacks what it reads, or a parent's artifact is not as it was written.
+    """
+    require_records(mixture, plan.root, plan.task)
+    there = {
+        role: _artifact(plan.task, role, parent)
+        for role, parent in plan.parents.items()
+        if isinstance(parent, Artifact) or _state(parent) == "reused"
+    }
+    return replace(plan, parents=plan.parents | there)
 
 
 def run_alone(
@@ -93,8 +118,15 @@ def run_alone(
                 f" {str(parent.path)!r}; run: {_command(parent.task, overrides)}"
             )
     run = run_stage(plan, mixture, stop, overrides)
-    mark_latest(plan.root.outputs, run.path)
+    _mark_latest(plan.root.outputs, run.path)
     return run.metrics
+
+
+def _mark_latest(outputs: str, path: Path) -> None:
+    try:
+        mark_latest(outputs, path)
+    except (OSError, UserError) as error:  # the run itself is complete
+        log.warning("outputs/latest is not set: %s", error)
 
 
 def _command(task: str, overrides: Sequence[str]) -> str:
@@ -120,7 +152,7 @@ def _do(
 ) -> dict[str, float]:
     """The task itself, with its parents verified and its seeds set."""
     start = time.monotonic()
-    parents = {role: _artifact(role, parent) for role, parent in plan.parents.items()}
+    parents = {role: _artifact(plan.task, role, parent) for role, parent in plan.parents.items()}
     # everything above answers without torch; from here on weights are loaded
     from rlhf_lightning.callbacks.log import log_hparams
     from rlhf_lightning.tasks.job import Job
@@ -131,19 +163,32 @@ def _do(
     before = run.duration_s
     metrics: dict[str, float] = task.run(job)
     metrics[f"time/{plan.task}_s"] = before + time.monotonic() - start
-    hparams = {plan.task: getattr(root, plan.task).__dict__, "seed": root.seed, "model": root.model.name}
+    hparams = {
+        plan.task: getattr(root, plan.task).__dict__,
+        "seed": root.seed,
+        "model": root.model.name,
+    }
     log_hparams(_hparam_loggers(job), hparams, metrics)
     return metrics
 
 
 def _hparam_loggers(job: Job) -> list[Any]:
-    return [job.build(node, save_dir=str(job.run.tensorboard)) for node in (job.root.logger or {}).values()]
+    return [
+        job.build(node, save_dir=str(job.run.tensorboard))
+        for node in (job.root.logger or {}).values()
+    ]
 
 
-def _artifact(role: str, parent: StagePlan | Artifact) -> Artifact:
+def _artifact(task: str, role: str, parent: StagePlan | Artifact) -> Artifact:
+    """A parent's verified artifact.
+
+    Raises: UserError with the key that would name another one.
+    """
     if isinstance(parent, Artifact):
         return parent
-    return resolve_artifact(parent.path, stages=(parent.task,), key=f"the {role} of this stage")
+    name = {"init": "init.policy", "policy": "init.policy", "reward": "init.reward"}.get(role, role)
+    key = f"{task}.{role if task == 'evaluate' else name}"
+    return resolve_artifact(parent.path, stages=(parent.task,), key=key)
 
 
 @contextmanager
@@ -156,6 +201,7 @@ def _claimed(
     overrides: Sequence[str],
     stop: Stop,
 ) -> Iterator[Run]:
+    # a place that the identity determines is shared, so whoever needs it waits; one that the user gave is not
     with claim(
         path,
         task=task,
@@ -164,6 +210,7 @@ def _claimed(
         identity=identity,
         config_yaml=saved_config(root),
         overrides=overrides,
+        wait=root.run_dir is None,
         say=log.warning,
         key="run_dir" if root.run_dir else "outputs",
         stop=stop,
@@ -189,7 +236,6 @@ def run_pipeline(
     plans: Sequence[StagePlan],
     mixture: Mixture,
     stop: Stop,
-    config_yaml: str,
     overrides: Sequence[str],
 ) -> dict[str, float]:
     """All stages in order, each reused where it is finished; then the report."""
@@ -198,7 +244,9 @@ def run_pipeline(
         "stages": {_place(plan): run_hash(plan.identity) for plan in plans},
     }
     name = run_name(root.model.name, root.mix.name, root.seed)
-    path = Path(root.run_dir) if root.run_dir else run_path(root.outputs, "pipeline", name, identity)
+    path = (
+        Path(root.run_dir) if root.run_dir else run_path(root.outputs, "pipeline", name, identity)
+    )
     with ExitStack() as stack:
         run = stack.enter_context(_claimed(path, "pipeline", name, root, identity, overrides, stop))
         if run.finished:
@@ -210,12 +258,19 @@ def run_pipeline(
             stage = run_stage(plan, mixture, stop, overrides)
             run.link(stage.path, _place(plan))
             stages[_place(plan)] = stage
-        metrics = {k: v for stage in stages.values() for k, v in stage.metrics.items() if v is not None}
+        # a second SFT, of the reward model's size, is not `sft`
+        metrics = {
+            k: v
+            for plan in plans
+            if _place(plan) == stage_name(plan.task, plan.round)
+            for k, v in stages[_place(plan)].metrics.items()
+            if v is not None
+        }
         from rlhf_lightning.tasks.report import write_pipeline_report
 
         write_pipeline_report(run, root, plans, stages, metrics)
         run.finish(metrics)
-    mark_latest(root.outputs, run.path)
+    _mark_latest(root.outputs, run.path)
     log.info("pipeline: finished, %s", run.report)
     return metrics
 

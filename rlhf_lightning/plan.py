@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.config import ModelConfig, RootConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.runs import Artifact, resolve_artifact, run_hash, run_name, run_path
-from rlhf_lightning.runs.identity import FORMAT_VERSION, plain
+from rlhf_lightning.runs.artifact import load_config
+from rlhf_lightning.runs.identity import FORMAT_VERSION, canonical_json, plain, sha256_tree
 
 NOT_IDENTITY = ("init", "model", "checkpoint_every")
 """Keys of a stage's node that do not say what it computes: parents count by what they are, the model by itself."""
@@ -87,22 +89,23 @@ class Planner:
         init = self.root.sft.init.policy
         parents = self._given("init", init, "sft.init.policy", ("pretrain", "sft", "ppo"))
         if init is None and (model or self.root.model).path is None:
-            parents = {"init": self.pretrain(model)}
+            parents["init"] = self.pretrain(model)
         return self._plan("sft", parents, model=model)
 
     def reward(self, round_: int = 1) -> StagePlan:
         hp, init = self.root.reward, self.root.reward.init.policy
-        stages = ("pretrain", "sft", "ppo", "reward")
-        parents = self._given("init", init, "reward.init.policy", stages)
         sampled = hp.completions == "policy"
+        # a reward model has no completions to sample
+        stages = ("pretrain", "sft", "ppo", *(() if sampled else ("reward",)))
+        parents = self._given("init", init, "reward.init.policy", stages)
         if init == "none" and sampled:
             raise UserError(
                 "reward.completions must be speakers where reward.init.policy is none, got 'policy'"
             )
         if round_ > 1:
-            parents = {"init": self.reward(round_ - 1)}
+            parents["init"] = self.reward(round_ - 1)
         elif init is None:
-            parents = {"init": self.sft(hp.model)}
+            parents["init"] = self.sft(hp.model)
         if sampled:
             given = parents.get("init") if init is not None else self.sft()
             current = self.ppo(round_ - 1) if round_ > 1 else given
@@ -115,13 +118,15 @@ class Planner:
         policy = self._given("policy", init.policy, "ppo.init.policy", ("pretrain", "sft", "ppo"))
         reward = self._given("reward", init.reward, "ppo.init.reward", ("reward",))
         if init.reward == "none":
-            raise UserError("ppo.init.reward must be a run, an artifact or a model folder, got 'none'")
+            raise UserError(
+                "ppo.init.reward must be a run, an artifact or a model folder, got 'none'"
+            )
         if round_ > 1:
-            policy = {"policy": self.ppo(round_ - 1)}
+            policy["policy"] = self.ppo(round_ - 1)
         elif init.policy is None:
-            policy = {"policy": self.sft()}
+            policy["policy"] = self.sft()
         if not reward:
-            reward = {"reward": self.reward(round_)}
+            reward["reward"] = self.reward(round_)
         return self._plan("ppo", policy | reward, round_=round_)
 
     def evaluate(self, rounds: int | None = None) -> StagePlan:
@@ -134,9 +139,16 @@ class Planner:
                 found = self._default_model(name, key, rounds)
                 if found is not None:
                     parents[f"models.{name}"] = found
-        reward = self._given("reward", hp.reward, "evaluate.reward", ("reward",))
-        if hp.reward is None:
-            reward = {"reward": self.reward(rounds)}
+        if hp.reward == "none":
+            raise UserError(
+                "evaluate.reward must be a run, an artifact or a model folder, got 'none'"
+            )
+        # null: the one that PPO was trained against
+        key = "evaluate.reward" if hp.reward is not None else "ppo.init.reward"
+        given = self.root.ppo.init.reward if hp.reward is None else hp.reward
+        reward = self._given("reward", given, key, ("reward",))
+        if not reward:
+            reward["reward"] = self.reward(rounds)
         return self._plan("evaluate", parents | reward)
 
     def _default_model(self, name: str, key: str, rounds: int) -> StagePlan | Artifact | None:
@@ -149,13 +161,19 @@ class Planner:
             return self.ppo(rounds)
         raise UserError(f"{key} must be a run, an artifact or a model folder, got null")
 
-    @staticmethod
     def _given(
-        role: str, path: str | None, key: str, stages: tuple[str, ...]
+        self, role: str, path: str | None, key: str, stages: tuple[str, ...]
     ) -> dict[str, StagePlan | Artifact]:
         if path is None or path == "none":
             return {}
-        return {role: resolve_artifact(path, stages=stages, key=key)}
+        artifact = resolve_artifact(path, stages=stages, key=key)
+        config, ours = load_config(artifact), self.root.model.context_length
+        longest = config.get("max_position_embeddings", config.get("n_positions"))
+        if longest is not None and ours > longest:
+            raise UserError(
+                f"model.context_length must be <= {longest}, the context of {key}={path}, got {ours}"
+            )
+        return {role: artifact}
 
     def _plan(
         self,
@@ -166,7 +184,8 @@ class Planner:
         round_: int = 1,
     ) -> StagePlan:
         root = self.root if model is None else replace(self.root, model=model)
-        key = (task, round_, root.model.name)
+        # not by name: reward.model may be another variant of the same size
+        key = (task, round_, canonical_json(root.model))
         if key not in self._made:
             identity = self._identity(task, root, parents, round_)
             folder = None
@@ -187,18 +206,51 @@ class Planner:
         node = {k: v for k, v in plain(getattr(root, task)).items() if k not in NOT_IDENTITY}
         if task == "evaluate":
             node = {k: v for k, v in node.items() if k not in ("models", "reward")}
+            own = sorted(n for n in root.evaluate.models if f"models.{n}" not in parents)
+            node |= {"own_weights": own} if own else {}
+        mix = plain(root.mix)
+        for source in mix["sources"].values():
+            if source["path"] is not None:  # the file's sha256 counts, not its place
+                source["path"] = Path(source["path"]).name
         identity = {
             "format_version": FORMAT_VERSION,
             task: node,
-            "model": plain(root.model),
-            "mix": plain(root.mix),
+            "model": _model_identity(root.model),
+            "mix": mix,
             "data": self.data_identity,
             "seed": root.seed,
             "precision": (root.trainer or {}).get("precision", "32-true"),
             "world_size": 1,
             "parents": {role: parent_hash(parent) for role, parent in sorted(parents.items())},
         }
+        if task in ("reward", "evaluate"):  # these choose their prompts by PPO's limit
+            identity["max_prompt_tokens"] = root.ppo.max_prompt_tokens
         return identity | ({"round": round_} if round_ > 1 else {})
+
+
+def require_model_folder(model: ModelConfig, key: str) -> None:
+    """Raises: UserError if `model.path` is written as a place on this machine and no model is there."""
+    path = model.path
+    if path is None:
+        return
+    local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if local and not (Path(path) / "config.json").is_file():
+        raise UserError(
+            f"{key} must be a hub id or a folder with a model, got {path!r}, which has no config.json"
+        )
+
+
+def _model_identity(model: ModelConfig) -> dict[str, Any]:
+    """The settings; a local folder counts by its files' sha256, not by its place."""
+    identity = plain(model)
+    if model.path is not None and Path(model.path).is_dir():
+        identity |= {"path": Path(model.path).name, "sha256": _tree(model.path)}
+    return identity
+
+
+@lru_cache(maxsize=8)
+def _tree(path: str) -> str:
+    return sha256_tree(path)
 
 
 def parent_hash(parent: StagePlan | Artifact) -> str:

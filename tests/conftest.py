@@ -7,3 +7,17 @@ install_import_hook(
     "rlhf_lightning.functional",
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def pipeline_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`outputs/` after one whole pipeline at debug size."""
+    from tests.harness import rlhf_here
+
+    outputs = tmp_path_factory.mktemp("pipeline") / "outputs"
+    rlhf_here(f"outputs={outputs}")
+    return outputs

@@ -173,7 +173,7 @@ def test_a_saved_config_loads_as_the_same_tree(tmp_path: Path) -> None:
     root = checked("ppo=instructgpt", "model@reward.model=small", "mix.sources.mine.path=a.jsonl")
     (tmp_path / "config.yaml").write_text(compose.saved_config(root))
     assert compose.load_saved(tmp_path / "config.yaml") == root
-    with pytest.raises(UserError, match="ppo.kl_coeff"):
+    with pytest.raises(UserError, match=r"ppo\.kl_coeff"):
         (tmp_path / "config.yaml").write_text(
             compose.saved_config(root).replace("kl_coef", "kl_coeff")
         )

@@ -18,16 +18,17 @@ CONFIG_ERROR_LIMIT_S = 6.0
 
 STUB = '''
 import json, sys, types
+from rlhf_lightning.compose import saved_config
 from rlhf_lightning.errors import Interrupted, RunFailed, UserError
 
-def run_task(root, *, config_yaml, overrides):
+def run_task(root, *, overrides):
     """Ends in the way that the seed says."""
     ends = {7: UserError("data is empty"), 8: RunFailed("loss is NaN"), 9: Interrupted(15), 10: KeyError("bug")}
     if root.seed in ends:
         raise ends[root.seed]
     heavy = sorted({"torch", "lightning", "transformers"} & set(sys.modules))
     print(json.dumps({"seed": root.seed, "kl_coef": root.ppo.kl_coef, "overrides": overrides, "heavy": heavy}))
-    open("config.yaml", "w").write(config_yaml)
+    open("config.yaml", "w").write(saved_config(root))
     return {}
 
 sys.modules["rlhf_lightning.pipeline"] = types.SimpleNamespace(run_task=run_task)

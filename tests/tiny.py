@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -32,14 +35,34 @@ def llama_config() -> LlamaConfig:
     )
 
 
-def tiny_policy(seed: int = 0) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    return _wide(LlamaForCausalLM(llama_config()))
+def gpt2_config() -> GPT2Config:
+    return GPT2Config(
+        vocab_size=VOCAB,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        num_labels=1,
+    )
 
 
-def tiny_scorer(seed: int = 1) -> PreTrainedModel:
+def tiny_policy(seed: int = 0, *, family: str = "llama") -> PreTrainedModel:
     torch.manual_seed(seed)
-    return _wide(LlamaForSequenceClassification(llama_config()))
+    return _wide(
+        LlamaForCausalLM(llama_config()) if family == "llama" else GPT2LMHeadModel(gpt2_config())
+    )
+
+
+def tiny_scorer(seed: int = 1, *, family: str = "llama") -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return _wide(
+        LlamaForSequenceClassification(llama_config())
+        if family == "llama"
+        else GPT2ForSequenceClassification(gpt2_config())
+    )
 
 
 def _wide(model: PreTrainedModel) -> PreTrainedModel:

@@ -134,7 +134,8 @@ def comparison_batches(
     def make_batch(number: int) -> Counted:
         chosen = [records[index] for index in stream.share(number, rank, world_size)]
         items, too_long = _comparisons(chosen, tokenizer, max_length, keep_tied=not train)
-        if chosen and not items:
+        # a batch of nothing but ties is no fault: it teaches nothing
+        if chosen and not items and too_long:
             raise UserError(
                 f"model.context_length must be enough for comparisons with their prompts, got {max_length}: "
                 f"none of the {len(chosen)} of batch {number} keeps a pair"

@@ -88,7 +88,7 @@ class Mixture:
         """Records start, start + 1, ..., `count` of them."""
         return (self.record(kind, split, index) for index in range(start, start + count))
 
-    def gold(self, record: Mapping[str, Any], response: str) -> Any | None:
+    def gold(self, record: Mapping[str, Any], response: str) -> Any:
         """The source's gold score of a response; None where it has none."""
         hook = self._hook(record, "gold")
         return hook(record.get("meta", {}), response) if hook else None
@@ -125,6 +125,12 @@ class Mixture:
     def knows_refusals(self) -> bool:
         """Whether some source can tell a refusal and when one is right."""
         return any(hasattr(source, "should_refuse") for source in self.sources.values())
+
+    @property
+    def ranks_prompts(self) -> bool:
+        """Whether every source of prompts has labelers who rank completions."""
+        having = [source for source in self.sources.values() if "prompt" in source.kinds]
+        return all(hasattr(source, "rank") for source in having)
 
     def labeler_agreement(self) -> float | None:
         """Mean over the sources that have simulated labelers; None where none has."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -96,6 +98,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | str | Path) -> st
 
     Of a tokenizer, or of a folder that one was saved to (read without loading transformers): both give the same.
     Policy and reward model must have the same one.
+    Raises: UserError for a folder without tokenizer.json.
     """
     if isinstance(tokenizer, str | Path):
         parts = _parts_of_folder(Path(tokenizer))
@@ -110,6 +113,8 @@ _ROLES = ("bos_token", "eos_token", "pad_token")
 
 
 def _parts_of_folder(folder: Path) -> dict[str, Any]:
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: must hold a tokenizer, got no tokenizer.json")
     backend = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     template_file = folder / "chat_template.jinja"

@@ -211,4 +211,6 @@ def _end(line: Any) -> tuple[float, float]:
 
 
 def _shown(token: str) -> str:
-    return token.replace("\n", "⏎").replace("$", r"\$").strip() or "␣"
+    # a byte of a torn character has no glyph
+    visible = "".join(c if c.isprintable() or c == "\n" else "·" for c in token)
+    return visible.replace("\n", "⏎").replace("$", r"\$").strip() or "␣"

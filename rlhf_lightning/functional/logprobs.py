@@ -84,4 +84,6 @@ def _call(function: Callable[..., Tensor], *args: Tensor, recompute: bool) -> Te
     """function(*args), keeping only `args` for the backward pass where `recompute` is set."""
     if not (recompute and torch.is_grad_enabled() and args[0].requires_grad):
         return function(*args)
-    return cast(Tensor, checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False))
+    return cast(
+        "Tensor", checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    )

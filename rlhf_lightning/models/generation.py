@@ -62,7 +62,11 @@ def sample(
         token, logprob = _draw(out.logits[:, -1], uniforms[alive, step], temperature)
         speaking = ~ended[alive]
         here = alive[speaking]
-        ids[here, step], logprobs[here, step], mask[here, step] = token[speaking], logprob[speaking], True
+        ids[here, step], logprobs[here, step], mask[here, step] = (
+            token[speaking],
+            logprob[speaking],
+            True,
+        )
         ended[here] = token[speaking] == eos_id
         speaking = ~ended[alive]
         remaining = int(speaking.sum())
@@ -71,7 +75,12 @@ def sample(
         if remaining < COMPACT_BELOW * len(alive):
             keep = speaking.nonzero()[:, 0]
             cache.batch_select_indices(keep)
-            alive, attention, lengths, token = alive[keep], attention[keep], lengths[keep], token[keep]
+            alive, attention, lengths, token = (
+                alive[keep],
+                attention[keep],
+                lengths[keep],
+                token[keep],
+            )
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], 1)
         inputs = inputs_for(model, token[:, None], attention)
         if "position_ids" in inputs:

@@ -6,6 +6,8 @@ Weights are read from safetensors only; code that comes with a model runs only w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +37,43 @@ def _options(model: ModelConfig) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _refusing(path: str | Path) -> Iterator[None]:
+    """What transformers says of a folder or hub id that it cannot load, as the user's error."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model.path must be a hub id or folder with a model, got {str(path)!r} ({reason})"
+        ) from error
+
+
 def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or hub id."""
-    return AutoTokenizer.from_pretrained(
-        path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    """The tokenizer of a folder or hub id.
+
+    Raises: UserError if there is none.
+    """
+    with _refusing(path):
+        return AutoTokenizer.from_pretrained(
+            path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
 
 
 def load_policy(path: str | Path, model: ModelConfig) -> PreTrainedModel:
-    """A causal LM from a folder or hub id."""
-    try:
+    """A causal LM from a folder or hub id.
+
+    Raises: UserError if there is none, or its context is shorter than `model.context_length`.
+    """
+    with _refusing(path):
         policy = AutoModelForCausalLM.from_pretrained(
             path, use_safetensors=True, revision=model.revision, **_options(model)
         )
-    except OSError as error:
-        raise UserError(f"model.path={path}: {str(error).splitlines()[0]}") from error
+    longest = getattr(policy.config, "max_position_embeddings", None)
+    if longest is not None and model.context_length > longest:
+        raise UserError(
+            f"model.context_length must be <= {longest}, the context of {path}, got {model.context_length}"
+        )
     return prepare(policy, model)
 
 
@@ -58,10 +82,7 @@ def new_policy(
 ) -> PreTrainedModel:
     """The model's own weights: those of `model.path`, or random ones of `model.architecture`."""
     if model.path is not None:
-        policy = load_policy(model.path, model)
-        if len(tokenizer) > policy.get_input_embeddings().num_embeddings:
-            policy.resize_token_embeddings(len(tokenizer))
-        return policy
+        return grow_embeddings(load_policy(model.path, model), tokenizer)
     config = _architecture(model, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -84,7 +105,7 @@ def _architecture(model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Any
 
 def new_scorer(path: str | Path, model: ModelConfig, *, seed: int) -> PreTrainedModel:
     """A scalar-head model whose backbone is the policy at `path`; head ~ N(0, 1/√(d+1)), no bias [S]."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _refusing(path):
         torch.manual_seed(seed)
         scorer = AutoModelForSequenceClassification.from_pretrained(
             path, num_labels=1, use_safetensors=True, revision=model.revision, **_options(model)
@@ -96,24 +117,38 @@ def new_scorer(path: str | Path, model: ModelConfig, *, seed: int) -> PreTrained
 
 def load_scorer(path: str | Path, model: ModelConfig) -> PreTrainedModel:
     """A trained scalar-head model; its bias and gain come with its config."""
-    scorer = AutoModelForSequenceClassification.from_pretrained(
-        path, use_safetensors=True, **_options(model)
-    )
+    with _refusing(path):
+        scorer = AutoModelForSequenceClassification.from_pretrained(
+            path, use_safetensors=True, **_options(model)
+        )
     if scorer.config.num_labels != 1:
         raise UserError(f"{path}: a reward model has one label, got {scorer.config.num_labels}")
     return prepare(scorer, model)
 
 
+def grow_embeddings(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Room for the tokens that `prepare_tokenizer` added to a model of other making; the same in every copy."""
+    if len(tokenizer) > module.get_input_embeddings().num_embeddings:  # type: ignore[operator]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module.resize_token_embeddings(len(tokenizer))
+    return module
+
+
 def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     """Every dropout off (a stage that wants it turns it on), checkpointing of activations as asked."""
     set_dropout(module, 0.0)
+    for part in module.modules():  # some layers keep the probability as a number (attention, OPT)
+        for name, value in list(vars(part).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
     if model.gradient_checkpointing:
         module.gradient_checkpointing_enable()
     return module
 
 
 def set_dropout(module: nn.Module, probability: float) -> int:
-    """Set every dropout layer (attention's excepted) and return how many there are."""
+    """Set every dropout layer and return how many there are."""
     layers = [m for m in module.modules() if isinstance(m, nn.Dropout)]
     for layer in layers:
         layer.p = probability
@@ -123,6 +158,14 @@ def set_dropout(module: nn.Module, probability: float) -> int:
 def frozen(module: PreTrainedModel) -> PreTrainedModel:
     """The model in evaluation mode, without gradients."""
     return module.eval().requires_grad_(False)
+
+
+def placed(module: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model, moved to a device."""
+    nn.Module.to(
+        module, device
+    )  # transformers' own `to` is this, with a signature that types cannot read
+    return module
 
 
 def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_lightning.models.tokens import decode
+
 
 @dataclass
 class ScoreRequest:
@@ -27,14 +29,12 @@ class ScoreRequest:
     @cached_property
     def responses(self) -> list[str]:
         """The responses as text, without special tokens."""
-        rows = [ids[mask] for ids, mask in zip(self.response_ids, self.response_mask, strict=True)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return decode(self.tokenizer, self.response_ids, self.response_mask)
 
     @cached_property
     def prompts(self) -> list[str]:
         """The prompts as the policy saw them, special tokens included."""
-        rows = [ids[mask] for ids, mask in zip(self.prompt_ids, self.prompt_mask, strict=True)]
-        return self.tokenizer.batch_decode(rows)
+        return decode(self.tokenizer, self.prompt_ids, self.prompt_mask, special=True)
 
 
 class RewardFunction(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.batches import Experience, PPOBatch, PromptBatch, Rollout, SFTBatch
+from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.errors import RunFailed
 from rlhf_lightning.functional.kl import adapt_kl_coef
@@ -29,8 +30,8 @@ from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.functional.scores import RunningMoments
 from rlhf_lightning.models.forward import packed_logits, response_logits, token_values
 from rlhf_lightning.models.loading import frozen
+from rlhf_lightning.models.tokens import decode
 from rlhf_lightning.rewards.base import RewardFunction
-from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.stages.rollout import (
     Sampling,
     collect,
@@ -75,8 +76,6 @@ class PPOModule(LightningModule):
     out of the checkpoints.
     """
 
-    automatic_optimization = False
-
     def __init__(
         self,
         hp: PPOConfig,
@@ -91,6 +90,7 @@ class PPOModule(LightningModule):
         gold: GoldFunction | None = None,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False  # a step has its own loop of micro-batches
         self.hp, self.policy, self.value, self.make_optimizer = hp, policy, value, optimizer
         self._frozen = (frozen(reference), reward)
         self.ema = frozen(copy.deepcopy(policy)) if hp.ema_decay is not None else None
@@ -134,9 +134,16 @@ class PPOModule(LightningModule):
         return self.make_optimizer([{"params": list(self.policy.parameters())}, value_group])
 
     def on_fit_start(self) -> None:
+        self._place_frozen()
+
+    def on_validation_start(self) -> None:
+        # also before and after training, where no fit has begun
+        self._place_frozen()
+
+    def _place_frozen(self) -> None:
         for model in self._frozen:
             if isinstance(model, nn.Module):
-                model.to(self.device)
+                nn.Module.to(model, self.device)
 
     def training_step(self, batch: PPOBatch, batch_idx: int) -> None:
         hp, progress, clock = self.hp, self.progress, time.perf_counter()
@@ -177,7 +184,9 @@ class PPOModule(LightningModule):
             )
         if self.ema is not None and hp.ema_decay is not None:
             # after each iteration, not each minibatch: [I] does not say which
-            for average, weight in zip(self.ema.parameters(), self.policy.parameters(), strict=True):
+            for average, weight in zip(
+                self.ema.parameters(), self.policy.parameters(), strict=True
+            ):
                 average.lerp_(weight.detach(), 1 - hp.ema_decay)
         if hp.reference_refresh_every and progress.iteration % hp.reference_refresh_every == 0:
             self.reference.load_state_dict(self.policy.state_dict())
@@ -186,8 +195,13 @@ class PPOModule(LightningModule):
         """Sample and score one response a prompt."""
         self.policy.eval()
         self.value.eval()
+        # autocast (bf16-mixed) begins after __init__: the sampler's numbers are then half precision too
+        recompute = self.sampling.recompute_logprobs or (
+            self.hp.old_logprobs == "auto" and self._precision() != torch.float32
+        )
+        sampling = replace(self.sampling, recompute_logprobs=recompute)
         rollout = collect(
-            prompts, self.policy, self.reference, self.value, self.reward, self.sampling, generator
+            prompts, self.policy, self.reference, self.value, self.reward, sampling, generator
         )
         self.policy.train()
         self.value.train()
@@ -210,8 +224,12 @@ class PPOModule(LightningModule):
         return self._update_statistics(taken)
 
     def _update_statistics(self, taken: list[dict[str, float]]) -> dict[str, float]:
-        names = [name for name in taken[0] if name not in ("stopped", "ratio_max")]
-        means = {f"ppo/{n}": sum(s[n] for s in taken) / len(taken) for n in names}
+        found: dict[str, list[float]] = {}
+        for step in taken:  # not every step has text
+            for name, value in step.items():
+                found.setdefault(name, []).append(value)
+        names = [name for name in found if name not in ("stopped", "ratio_max")]
+        means = {f"ppo/{n}": sum(found[n]) / len(found[n]) for n in names}
         return means | {
             "ppo/ratio_max": max(s["ratio_max"] for s in taken),
             "ppo/minibatches": float(len(taken)),
@@ -219,7 +237,9 @@ class PPOModule(LightningModule):
             "ppo/early_stops": float(self.progress.early_stops),
         }
 
-    def _step(self, minibatch: Experience, text: SFTBatch | None, *, first: bool) -> dict[str, float]:
+    def _step(
+        self, minibatch: Experience, text: SFTBatch | None, *, first: bool
+    ) -> dict[str, float]:
         """One optimizer step; the gradient does not depend on how the minibatch is split."""
         hp, optimizer = self.hp, self.optimizers()
         where = f"ppo: iteration {self.progress.iteration}"
@@ -233,7 +253,7 @@ class PPOModule(LightningModule):
                 largest = name == "ratio_max"
                 before = sums.get(name, value.new_zeros(()))
                 sums[name] = torch.maximum(before, value) if largest else before + value
-        if text is not None:
+        if text is not None and not self._warming_up:
             sums["ptx_loss"] = self._pretraining_backward(text, where=where)
         step = {name: value.item() for name, value in sums.items()} | {"stopped": 0.0}
         if hp.ratio_spike is not None and step["ratio_mean"] > hp.ratio_spike:
@@ -248,6 +268,18 @@ class PPOModule(LightningModule):
         )
         self.progress.updates += 1
         return step
+
+    @property
+    def _warming_up(self) -> bool:
+        """Whether only the value model learns."""
+        return self.progress.iteration < self.hp.critic_warmup_iterations
+
+    def _precision(self) -> torch.dtype:
+        """What the policy computes in: autocast's dtype, or that of its weights."""
+        device = self.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return next(self.policy.parameters()).dtype
 
     def _trained(self) -> Iterator[nn.Parameter]:
         yield from self.policy.parameters()
@@ -286,7 +318,7 @@ class PPOModule(LightningModule):
             "value_clip_fraction": critic_found.clip_fraction,
             **{f.name: getattr(found, f.name) for f in fields(found)},
         }
-        if self.progress.iteration < hp.critic_warmup_iterations:
+        if self._warming_up:
             return hp.value_coef * critic, statistics
         if hp.entropy_coef > 0:
             bonus = masked_sum(entropy(logits, temperature=hp.temperature), mask) / tokens
@@ -296,20 +328,22 @@ class PPOModule(LightningModule):
 
     def _check_ratio(self, logprobs: Tensor, micro: Experience) -> None:
         """The ratio is one on the first minibatch of every iteration: nothing has been updated yet."""
-        dtype = next(self.policy.parameters()).dtype
-        allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[dtype]
+        allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[self._precision()]
         difference = (logprobs.detach() - micro.logprobs).masked_fill(~micro.response_mask, 0.0)
         largest = difference.abs().max().expm1().item()
         if not largest <= allowed:
             raise RunFailed(
-                f"ppo: iteration {self.progress.iteration}: the policy ratio differs from 1 by {largest:.2e} before any "
-                f"update (allowed {allowed:.0e}, ppo.ratio_tolerance); likely causes: the temperature is not applied in "
-                "both places, dropout is on, position ids or the padding side differ between sampling and update"
+                f"ppo: iteration {self.progress.iteration}: the policy ratio differs from 1 by"
+                f" {largest:.2e} before any update (allowed {allowed:.0e}, ppo.ratio_tolerance);"
+                " likely causes: the temperature is not applied in both places, dropout is on,"
+                " position ids or the padding side differ between sampling and update"
             )
 
     def _pretraining_backward(self, text: SFTBatch, *, where: str) -> Tensor:
         """Add γ_ptx times the gradient of the text's mean token loss; returns that mean."""
-        targets, total = int(text.loss_mask[:, 1:].sum()), torch.zeros((), device=text.ids.device)
+        # 1: a share of padding alone (all its texts were too long) adds nothing
+        targets = max(int(text.loss_mask[:, 1:].sum()), 1)
+        total = torch.zeros((), device=text.ids.device)
         for micro in text.micro_batches(self.hp.micro_batch_size):
             logits = packed_logits(self.policy, micro)
             loss = causal_lm_loss(logits, micro.ids, micro.loss_mask, normalizer=targets)
@@ -350,17 +384,18 @@ class PPOModule(LightningModule):
         for i, row in enumerate(rows):
             row["token_advantage"] = experience.advantages[i][rollout.response_mask[i]].tolist()
         if self.gold is not None:
-            texts = [ids[mask] for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)]
-            golds = self.gold(
-                prompts.records, self.tokenizer.batch_decode(texts, skip_special_tokens=True)
-            )
+            texts = decode(self.tokenizer, rollout.response_ids, rollout.response_mask)
+            golds = self.gold(prompts.records, texts)
             metrics["val/gold_score"] = sum(golds) / len(golds)
             for row, gold in zip(rows, golds, strict=False):
                 row["gold"] = gold
         return metrics, rows
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved: dict[str, Any] = {"progress": asdict(self.progress), "generator": self.generator.get_state()}
+        saved: dict[str, Any] = {
+            "progress": asdict(self.progress),
+            "generator": self.generator.get_state(),
+        }
         if self.hp.reference_refresh_every:
             saved["reference"] = self.reference.state_dict()
         checkpoint["ppo"] = saved

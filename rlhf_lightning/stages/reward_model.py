@@ -31,8 +31,6 @@ from rlhf_lightning.stages.updates import (
 class RewardModule(LightningModule):
     """One `training_step` is one optimizer step on the comparisons of one global batch of prompts."""
 
-    automatic_optimization = False
-
     def __init__(
         self,
         hp: RewardConfig,
@@ -42,6 +40,7 @@ class RewardModule(LightningModule):
         total_steps: int,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False  # a step has its own loop of micro-batches
         self.hp, self.model, self.make_optimizer = hp, model, optimizer
         self.lr = LearningRate(hp.schedule, total_steps)
         self.val_accuracy = float("nan")
@@ -97,7 +96,9 @@ class RewardModule(LightningModule):
         for micro in batch.micro_batches(self.hp.micro_batch_size):
             scores = sequence_scores(self.model, micro.ids, micro.mask)
             loss = self.loss(scores, micro, prompts=1)
-            self._val.append((int(_right(scores, micro)), len(micro.pairs), float(loss), micro.prompts))
+            self._val.append(
+                (int(_right(scores, micro)), len(micro.pairs), float(loss), micro.prompts)
+            )
 
     def on_validation_epoch_end(self) -> None:
         right, pairs, loss, prompts = (sum(column) for column in zip(*self._val, strict=True))

@@ -20,6 +20,7 @@ from rlhf_lightning.functional.scores import RunningMoments, clip_scores, eos_ru
 from rlhf_lightning.functional.statistics import explained_variance
 from rlhf_lightning.models.forward import response_logits, token_values, trim
 from rlhf_lightning.models.generation import Responses, sample
+from rlhf_lightning.models.tokens import eos_id, pad_id
 from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest
 
 AllSum = Callable[[Tensor], Tensor]
@@ -60,12 +61,12 @@ def collect(
             chunk,
             max_new_tokens=sampling.max_response_tokens,
             temperature=sampling.temperature,
-            eos_id=sampling.tokenizer.eos_token_id,
-            pad_id=sampling.tokenizer.pad_token_id,
+            eos_id=eos_id(sampling.tokenizer),
+            pad_id=pad_id(sampling.tokenizer),
             generator=generator,
         )
         parts.append(_scored(chunk, responses, policy, reference, value, reward, sampling))
-    return _concatenate(parts, pad_id=sampling.tokenizer.pad_token_id)
+    return _concatenate(parts, pad_id=pad_id(sampling.tokenizer))
 
 
 def _scored(
@@ -155,9 +156,7 @@ def to_experience(
     return experience, statistics
 
 
-def shaped_scores(
-    rollout: Rollout, hp: PPOConfig, moments: RunningMoments
-) -> tuple[Tensor, float]:
+def shaped_scores(rollout: Rollout, hp: PPOConfig, moments: RunningMoments) -> tuple[Tensor, float]:
     """Scores (B,) as the reward uses them, and the share that was clipped."""
     scores, clipped = rollout.scores, 0.0
     if hp.normalize_scores:
@@ -192,7 +191,9 @@ def shuffled_minibatches(
 ) -> list[Experience]:
     """The episodes in random order, `size` at a time."""
     order = torch.randperm(len(experience.response_ids), generator=generator)
-    return [experience.rows(chunk.to(experience.response_ids.device)) for chunk in order.split(size)]
+    return [
+        experience.rows(chunk.to(experience.response_ids.device)) for chunk in order.split(size)
+    ]
 
 
 def micro_batches(minibatch: Experience, size: int) -> list[Experience]:

@@ -5,6 +5,7 @@ Cross-entropy on the tokens of `loss_mask`, averaged over all target tokens of t
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -27,11 +28,11 @@ from rlhf_lightning.stages.updates import (
     step_optimizer,
 )
 
+log = logging.getLogger("rlhf_lightning")
+
 
 class SFTModule(LightningModule):
     """One `training_step` is one optimizer step on one global batch."""
-
-    automatic_optimization = False
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class SFTModule(LightningModule):
         total_steps: int,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False  # a step has its own loop of micro-batches
         self.hp, self.model, self.make_optimizer = hp, model, optimizer
         self.lr = LearningRate(hp.schedule, total_steps)
         self.tokens_seen = 0
@@ -52,7 +54,12 @@ class SFTModule(LightningModule):
         return self.make_optimizer(self.model.parameters())
 
     def on_train_start(self) -> None:
-        set_dropout(self.model, self.hp.dropout)
+        if set_dropout(self.model, self.hp.dropout) == 0 and self.hp.dropout > 0:
+            log.warning(
+                "%s.dropout is %g, but the architecture has no dropout: it stays without",
+                self.hp.stage,
+                self.hp.dropout,
+            )
         self.model.train()
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> None:
@@ -74,7 +81,9 @@ class SFTModule(LightningModule):
         metrics = {"loss": loss_sum.item(), "grad_norm": norm, "lr": lr}
         speed = {"time/tokens_per_s": tokens / (time.perf_counter() - start)}
         prefix = f"{self.hp.stage}/train"
-        log_metrics(self, {f"{prefix}/{k}": v for k, v in metrics.items()} | speed, step=batch_idx + 1)
+        log_metrics(
+            self, {f"{prefix}/{k}": v for k, v in metrics.items()} | speed, step=batch_idx + 1
+        )
 
     def loss(self, batch: SFTBatch, *, normalizer: float) -> Tensor:
         """Summed target cross-entropy / normalizer, a scalar."""
@@ -90,7 +99,9 @@ class SFTModule(LightningModule):
         tokens = sum(n for _, n in self._val_sums)
         self.val_loss = float(sum(s for s, _ in self._val_sums)) / max(tokens, 1)
         self._val_sums.clear()
-        log_metrics(self, {f"{self.hp.stage}/val/loss": self.val_loss}, step=self.trainer.global_step)
+        log_metrics(
+            self, {f"{self.hp.stage}/val/loss": self.val_loss}, step=self.trainer.global_step
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"tokens_seen": self.tokens_seen, "val_loss": self.val_loss}

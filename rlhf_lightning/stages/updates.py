@@ -1,4 +1,4 @@
-"""What every stage does around its loss: the learning rate, the clip, the step, and the refusal of non-finite numbers."""
+"""What every stage does around its loss: learning rate, clip, step, and the refusal of non-finite numbers."""
 
 from __future__ import annotations
 

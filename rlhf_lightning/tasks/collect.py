@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -14,7 +15,8 @@ from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.stored import StoredRecords, store
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.generation import sample
-from rlhf_lightning.models.loading import frozen, load_policy
+from rlhf_lightning.models.loading import frozen, grow_embeddings, load_policy, placed
+from rlhf_lightning.models.tokens import decode, eos_id, pad_id
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job, parent_tokenizer
 
@@ -28,7 +30,9 @@ def comparisons(job: Job, split: str, count: int) -> StoredRecords:
     stored = store(path, records)
     if len(stored) == 0:
         raise UserError(f"mix.sources: no comparisons in the {split} split, got 0 records")
-    job.say(f"{len(stored)} prompts with {sum(len(r['completions']) for r in stored)} completions for {split}")
+    job.say(
+        f"{len(stored)} prompts with {sum(len(r['completions']) for r in stored)} completions for {split}"
+    )
     return stored
 
 
@@ -51,7 +55,11 @@ def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
         max_prompt_tokens=job.root.ppo.max_prompt_tokens,
         start=start,
     )
-    policy = frozen(load_policy(job.parents["policy"].path, job.root.model)).to(device_of(job))
+    # job.root.model is the reward model's: of the policy only these tokens are asked
+    tokens = max(job.root.ppo.max_prompt_tokens + hp.max_response_tokens, 8)
+    model = replace(job.root.model, context_length=tokens)
+    policy = grow_embeddings(load_policy(job.parents["policy"].path, model), tokenizer)
+    policy = placed(frozen(policy), device_of(job))
     rng = random.Random(job.seed(f"completions of {split}"))
     sizes = [rng.randint(hp.min_completions, hp.max_completions) for _ in prompts]
     texts = _completions(job, policy, tokenizer, prompts, sizes, split)
@@ -75,18 +83,19 @@ def _completions(
     for start in range(0, len(repeated), hp.rollout_batch_size):
         job.stop.check()
         chunk = repeated[start : start + hp.rollout_batch_size]
-        batch = collate_prompts([p.ids for p in chunk], [p.record for p in chunk], tokenizer.pad_token_id)
+        batch = collate_prompts(
+            [p.ids for p in chunk], [p.record for p in chunk], pad_id(tokenizer)
+        )
         responses = sample(
             policy,
             batch.to(device),
             max_new_tokens=hp.max_response_tokens,
             temperature=hp.temperature,
-            eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id,
+            eos_id=eos_id(tokenizer),
+            pad_id=pad_id(tokenizer),
             generator=generator,
         )
-        ids = [row[mask] for row, mask in zip(responses.ids, responses.mask, strict=True)]
-        yield from tokenizer.batch_decode(ids, skip_special_tokens=True)
+        yield from decode(tokenizer, responses.ids, responses.mask)
 
 
 def _ranked(job: Job, prompt: Prompt, completions: list[str], split: str) -> dict[str, Any]:
@@ -98,5 +107,7 @@ def _ranked(job: Job, prompt: Prompt, completions: list[str], split: str) -> dic
             "reward.completions must be speakers for a mix whose sources have no labelers, got 'policy'"
         )
     rank_of = dict(zip(different, ranks, strict=True))
-    record = {key: prompt.record[key] for key in ("prompt", "source", "meta") if key in prompt.record}
+    record = {
+        key: prompt.record[key] for key in ("prompt", "source", "meta") if key in prompt.record
+    }
     return {**record, "completions": completions, "ranks": [rank_of[text] for text in completions]}

@@ -19,7 +19,15 @@ from rlhf_lightning.evaluation.report import turns_of
 from rlhf_lightning.evaluation.samples import ModelSamples
 from rlhf_lightning.functional.kl import kl_k1, kl_k3
 from rlhf_lightning.models.generation import sample
-from rlhf_lightning.models.loading import frozen, load_policy, load_scorer, new_policy
+from rlhf_lightning.models.loading import (
+    frozen,
+    grow_embeddings,
+    load_policy,
+    load_scorer,
+    new_policy,
+    placed,
+)
+from rlhf_lightning.models.tokens import decode, eos_id, pad_id
 from rlhf_lightning.rewards.learned import LearnedReward
 from rlhf_lightning.runs.files import write_text
 from rlhf_lightning.stages.rollout import Sampling, collect
@@ -39,8 +47,8 @@ def run(job: Job) -> dict[str, float]:
         max_prompt_tokens=job.root.ppo.max_prompt_tokens,
     )
     reference = _load(job, hp.reference, tokenizer)
-    reward = LearnedReward(frozen(load_scorer(job.parents["reward"].path, _reward_model(job))))
-    reward.to(device_of(job))
+    scorer = grow_embeddings(load_scorer(job.parents["reward"].path, _reward_model(job)), tokenizer)
+    reward = LearnedReward(frozen(scorer)).to(device_of(job))
     found = [_samples(job, name, tokenizer, prompts, reference, reward) for name in hp.models]
     store(job.run.path / "samples.jsonl", (row for samples in found for row in _rows(samples)))
     turns = [asdict(turn) for turn in turns_of(found, hp.samples_shown)]
@@ -72,8 +80,8 @@ def _load(job: Job, name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrained
     if parent is None:  # the model's own weights
         model = new_policy(job.root.model, tokenizer, seed=job.seed("weights"))
     else:
-        model = load_policy(parent.path, job.root.model)
-    return frozen(model).to(device_of(job))
+        model = grow_embeddings(load_policy(parent.path, job.root.model), tokenizer)
+    return placed(frozen(model), device_of(job))
 
 
 def _samples(
@@ -87,13 +95,15 @@ def _samples(
     """One response to each prompt and to its rewording, with score and KL."""
     hp, device = job.root.evaluate, device_of(job)
     policy, generator = _load(job, name, tokenizer), job.generator(f"samples of {name}")
-    sampling = Sampling(hp.max_response_tokens, hp.temperature, hp.batch_size, tokenizer)
+    # the sampler's log-probabilities differ from the reference's by rounding: in half precision too much for a KL
+    recompute = next(policy.parameters()).dtype != torch.float32
+    sampling = Sampling(hp.max_response_tokens, hp.temperature, hp.batch_size, tokenizer, recompute)
     records = [p.record for p in prompts]
-    batch = collate_prompts([p.ids for p in prompts], records, tokenizer.pad_token_id).to(device)
+    batch = collate_prompts([p.ids for p in prompts], records, pad_id(tokenizer)).to(device)
     job.stop.check()
     rollout = collect(batch, policy, reference, None, reward, sampling, generator)
     pair, mask = (rollout.logprobs, rollout.ref_logprobs), rollout.response_mask
-    texts = _texts(tokenizer, rollout.response_ids, mask)
+    texts = decode(tokenizer, rollout.response_ids, mask)
     golds = [job.mixture.gold(r, t) for r, t in zip(records, texts, strict=True)]
     return ModelSamples(
         name=name,
@@ -109,11 +119,6 @@ def _samples(
     )
 
 
-def _texts(tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
-    rows = [row[real] for row, real in zip(ids, mask, strict=True)]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)
-
-
 def _reworded(
     job: Job,
     policy: PreTrainedModel,
@@ -126,7 +131,9 @@ def _reworded(
     ids = encode_prompts(tokenizer, [o["prompt"] for o in others if o is not None])
     known = [i for i, other in enumerate(others) if other is not None]
     fits = [
-        (i, row) for i, row in zip(known, ids, strict=True) if len(row) <= job.root.ppo.max_prompt_tokens
+        (i, row)
+        for i, row in zip(known, ids, strict=True)
+        if len(row) <= job.root.ppo.max_prompt_tokens
     ]
     if not fits:
         return None
@@ -136,17 +143,19 @@ def _reworded(
     for start in range(0, len(fits), hp.batch_size):
         job.stop.check()
         chunk = fits[start : start + hp.batch_size]
-        batch = collate_prompts([row for _, row in chunk], [records[i] for i, _ in chunk], tokenizer.pad_token_id)
+        batch = collate_prompts(
+            [row for _, row in chunk], [records[i] for i, _ in chunk], pad_id(tokenizer)
+        )
         responses = sample(
             policy,
             batch.to(device_of(job)),
             max_new_tokens=hp.max_response_tokens,
             temperature=hp.temperature,
-            eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id,
+            eos_id=eos_id(tokenizer),
+            pad_id=pad_id(tokenizer),
             generator=generator,
         )
-        texts = _texts(tokenizer, responses.ids, responses.mask)
+        texts = decode(tokenizer, responses.ids, responses.mask)
         for (i, _), text in zip(chunk, texts, strict=True):
             found[i] = text
     return found

@@ -7,9 +7,10 @@ import warnings
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rlhf_lightning.callbacks.checkpointing import Checkpointing, find_checkpoint
+from rlhf_lightning.callbacks.log import drop_after
 from rlhf_lightning.callbacks.metrics_csv import MetricsCSV
 from rlhf_lightning.callbacks.progress import StageProgress
 from rlhf_lightning.callbacks.samples import SampleTables
@@ -25,7 +26,9 @@ QUIET = (
 )
 for pattern in QUIET:
     warnings.filterwarnings("ignore", message=pattern)
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the stage says what matters itself
+logging.getLogger("lightning.pytorch").setLevel(
+    logging.WARNING
+)  # the stage says what matters itself
 
 
 HEAT_STRIPS = 2
@@ -60,8 +63,11 @@ def fit(
     )
     if checkpoint is not None:
         job.say(f"goes on from {checkpoint}")
-    elif validate_first:
-        trainer.validate(module, data, verbose=False)
+    else:
+        if run.continued:  # killed before its first checkpoint: all it logged is made again
+            drop_after(trainer, -1)
+        if validate_first:
+            trainer.validate(module, data, verbose=False)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     for name, count in sorted(data.train.counts.items()):
         if count and ("too_long" in name or "dropped" in name):
@@ -71,7 +77,8 @@ def fit(
 
 def _loggers(job: Job) -> list[Any]:
     configured = [
-        job.build(node, save_dir=str(job.run.tensorboard)) for node in (job.root.logger or {}).values()
+        job.build(node, save_dir=str(job.run.tensorboard))
+        for node in (job.root.logger or {}).values()
     ]
     return [MetricsCSV(job.run.metrics_csv), *configured]
 
@@ -82,13 +89,35 @@ def _callbacks(job: Job, checkpoint_every: int) -> list[Any]:
         StageProgress(job.task),
         SampleTables(job.run.path / "samples.jsonl", figures=HEAT_STRIPS),
         *configured,
+        StillOurs(job, checkpoint_every),
         # last, so that the states of the others are those after the step
         Checkpointing(job.run.checkpoints, checkpoint_every, job.stop),
     ]
 
 
+class StillOurs(Callback):
+    """With each checkpoint: ends a process whose run another one took over, and keeps the duration."""
+
+    def __init__(self, job: Job, every: int) -> None:
+        self.run, self.every = job.run, every
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if (batch_idx + 1) % self.every == 0:
+            self.run.update()
+
+
 def device_of(job: Job) -> torch.device:
-    """Where a task without a Trainer computes."""
-    accelerator = (job.root.trainer or {}).get("accelerator", "auto")
-    wanted = accelerator in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+    """Where a task without a Trainer computes: the Trainer's device."""
+    trainer = job.root.trainer or {}
+    wanted = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+    if not (wanted and torch.cuda.is_available()):
+        return torch.device("cpu")
+    devices = trainer.get("devices", 1)  # a list holds the index of the one device
+    return torch.device("cuda", devices[0] if isinstance(devices, list) else 0)

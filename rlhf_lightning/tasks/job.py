@@ -50,10 +50,12 @@ class Job:
         """Python's, numpy's and torch's global generators."""
         seed = self.seed("global")
         random.seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - other people's code draws from it
         torch.manual_seed(seed)
 
-    def optimizer(self, node: Mapping[str, Any]) -> Callable[[Iterable[Any]], torch.optim.Optimizer]:
+    def optimizer(
+        self, node: Mapping[str, Any]
+    ) -> Callable[[Iterable[Any]], torch.optim.Optimizer]:
         """Parameters or groups → the optimizer of a `_target_` node."""
         build = partial(self.build, node)
         return lambda params: build(params=params)

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.data.batching import first_prompts, prompt_batches
 from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.data.loader import BatchLoader
-from rlhf_lightning.models.loading import frozen, load_policy, load_scorer, parameters_of
+from rlhf_lightning.data.tokenizer import tokenizer_fingerprint
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.loading import (
+    frozen,
+    grow_embeddings,
+    load_policy,
+    load_scorer,
+    new_policy,
+    parameters_of,
+)
+from rlhf_lightning.models.tokens import pad_id
 from rlhf_lightning.rewards.learned import LearnedReward
 from rlhf_lightning.stages.ppo import PPOModule
 from rlhf_lightning.tasks.fit import fit
-from rlhf_lightning.tasks.job import Job, export, parent_tokenizer, require_same_tokenizer
+from rlhf_lightning.tasks.job import (
+    Job,
+    export,
+    new_tokenizer,
+    parent_tokenizer,
+    require_same_tokenizer,
+)
 
 
 def run(job: Job) -> dict[str, float]:
     """Train, export, and return the stage's metrics (on held-out prompts of the validation split)."""
     hp: PPOConfig = job.root.ppo
-    policy, reward = job.parents["policy"], job.parents["reward"]
-    require_same_tokenizer(policy, reward, key="ppo.init.reward")
-    tokenizer = parent_tokenizer(job, "policy")
-    model, scorer = job.root.model, job.root.reward.model or job.root.model
+    tokenizer, policy = _start(job)
     train = prompt_batches(job.mixture, tokenizer, hp=hp, start=job.prompt_start())
     fixed = first_prompts(
         job.mixture,
@@ -31,23 +47,25 @@ def run(job: Job) -> dict[str, float]:
         count=hp.eval_prompts,
         max_prompt_tokens=hp.max_prompt_tokens,
     )
-    chunks = [fixed[i : i + hp.rollout_batch_size] for i in range(0, len(fixed), hp.rollout_batch_size)]
+    chunks = [
+        fixed[i : i + hp.rollout_batch_size] for i in range(0, len(fixed), hp.rollout_batch_size)
+    ]
     validation = BatchLoader(
         lambda i: collate_prompts(
-            [p.ids for p in chunks[i]], [p.record for p in chunks[i]], tokenizer.pad_token_id
+            [p.ids for p in chunks[i]], [p.record for p in chunks[i]], pad_id(tokenizer)
         ),
         len(chunks),
     )
     module = PPOModule(
         hp,
-        policy=load_policy(policy.path, model),
-        value=load_scorer(reward.path, scorer),
-        reference=load_policy(policy.path, model),
-        reward=LearnedReward(frozen(load_scorer(reward.path, scorer))),
+        policy=policy,
+        value=_scorer(job, tokenizer),
+        reference=copy.deepcopy(policy),
+        reward=LearnedReward(frozen(_scorer(job, tokenizer))),
         tokenizer=tokenizer,
         optimizer=job.optimizer(hp.optimizer),
         seed=job.seed("sampling"),
-        gold=_gold(job, fixed[0].record),
+        gold=_gold(job, [prompt.record for prompt in fixed]),
     )
     trainer = fit(
         job,
@@ -57,6 +75,7 @@ def run(job: Job) -> dict[str, float]:
         checkpoint_every=hp.checkpoint_every,
         validate_first=True,
     )
+    module.policy = module.exported_policy  # what is exported is what is measured
     trainer.validate(module, validation, verbose=False)
     metrics = _final(module.validation_metrics) | {
         "ppo/episodes": float(module.progress.episodes),
@@ -71,6 +90,27 @@ def run(job: Job) -> dict[str, float]:
     return metrics
 
 
+def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
+    """Tokenizer and policy: the parent's, or the model's own. The reward model must read the same tokens."""
+    model, reward = job.root.model, job.parents["reward"]
+    if "policy" in job.parents:
+        parent = job.parents["policy"]
+        require_same_tokenizer(parent, reward, key="ppo.init.reward")
+        tokenizer = parent_tokenizer(job, "policy")
+        return tokenizer, grow_embeddings(load_policy(parent.path, model), tokenizer)
+    tokenizer = new_tokenizer(job)
+    if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(reward.path):
+        raise UserError(
+            f"ppo.init.reward must have the tokenizer of the model, got {str(reward.path)!r} with another one"
+        )
+    return tokenizer, new_policy(model, tokenizer, seed=job.seed("weights"))
+
+
+def _scorer(job: Job, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    model = job.root.reward.model or job.root.model
+    return grow_embeddings(load_scorer(job.parents["reward"].path, model), tokenizer)
+
+
 def _final(validation: dict[str, float]) -> dict[str, float]:
     """The last validation under the names that `task=evaluate` uses."""
     names = {"score": "reward_score"}
@@ -78,9 +118,9 @@ def _final(validation: dict[str, float]) -> dict[str, float]:
     return {f"ppo/{names.get(name, name)}": value for name, value in short.items()}
 
 
-def _gold(job: Job, record: dict[str, Any]) -> Any:
-    """Gold totals for watching, where the mix knows them."""
-    if job.mixture.gold(record, "") is None:
+def _gold(job: Job, fixed: list[dict[str, Any]]) -> Any:
+    """Gold totals for watching, where the mix knows them of every fixed prompt."""
+    if any(job.mixture.gold(record, "") is None for record in fixed):
         return None
 
     def gold(records: list[dict[str, Any]], responses: list[str]) -> list[float]:

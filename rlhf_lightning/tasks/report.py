@@ -6,7 +6,6 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf_lightning.compose import defaults_diff
 from rlhf_lightning.config import RootConfig
@@ -86,15 +85,21 @@ def _figures(
 ) -> list[ReportFigure]:
     pairs = [(b, a) for i, a in enumerate(models) for b in models[i + 1 :]]
     drawn = [("Who wins", win_rate_bars(metrics, pairs), WHO_WINS)]
-    for place, run in reversed(stages.items()):
+    for place, run in reversed(list(stages.items())):
         stage = place.split("/")[-1]
         curves = read_metrics(run.metrics_csv)
         if stage == "ppo":
             drawn.append((f"Score and gold over KL ({place})", score_over_kl(curves), OVER_KL))
         if stage in PANELS:
             axis = "iteration" if stage == "ppo" else "optimizer step"
-            drawn.append((f"Over time: {place}", learning_curves(curves, PANELS[stage], axis), CURVES[stage]))
-    return [ReportFigure(title, figure, caption) for title, figure, caption in drawn if figure is not None]
+            drawn.append(
+                (f"Over time: {place}", learning_curves(curves, PANELS[stage], axis), CURVES[stage])
+            )
+    return [
+        ReportFigure(title, figure, caption)
+        for title, figure, caption in drawn
+        if figure is not None
+    ]
 
 
 WHO_WINS = (

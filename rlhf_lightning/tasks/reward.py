@@ -18,12 +18,28 @@ from rlhf_lightning.data.records import pairs_of
 from rlhf_lightning.data.stored import StoredRecords
 from rlhf_lightning.functional.statistics import expected_calibration_error
 from rlhf_lightning.models.forward import sequence_scores
-from rlhf_lightning.models.loading import frozen, load_scorer, new_policy, new_scorer, parameters_of, save
+from rlhf_lightning.models.loading import (
+    frozen,
+    grow_embeddings,
+    load_scorer,
+    new_policy,
+    new_scorer,
+    parameters_of,
+    placed,
+    save,
+)
+from rlhf_lightning.models.tokens import pad_id
 from rlhf_lightning.runs.files import temporary_name
 from rlhf_lightning.stages.reward_model import RewardModule
 from rlhf_lightning.tasks.collect import comparisons
 from rlhf_lightning.tasks.fit import device_of, fit
-from rlhf_lightning.tasks.job import Job, export, new_tokenizer, parent_tokenizer, require_same_tokenizer
+from rlhf_lightning.tasks.job import (
+    Job,
+    export,
+    new_tokenizer,
+    parent_tokenizer,
+    require_same_tokenizer,
+)
 
 DEMONSTRATIONS = 512
 """Demonstrations whose mean score the bias makes 0."""
@@ -40,7 +56,13 @@ def run(job: Job) -> dict[str, float]:
     length = job.root.model.context_length
     loaders = [
         comparison_batches(
-            records, tokenizer, hp=hp, max_length=length, seed=job.seed("data"), train=first, prefetch=2
+            records,
+            tokenizer,
+            hp=hp,
+            max_length=length,
+            seed=job.seed("data"),
+            train=first,
+            prefetch=2,
         )
         for records, first in ((train, True), (held_out["validation"], False))
     ]
@@ -74,11 +96,13 @@ def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
         if parent.stage == "reward":
             scorer = load_scorer(parent.path, root.model)
             scorer.config.reward_bias, scorer.config.reward_gain = 0.0, 1.0
-            return tokenizer, scorer
-        return tokenizer, new_scorer(parent.path, root.model, seed=seed)
+            return tokenizer, grow_embeddings(scorer, tokenizer)
+        scorer = new_scorer(parent.path, root.model, seed=seed)
+        return tokenizer, grow_embeddings(scorer, tokenizer)
     tokenizer = new_tokenizer(job)
     if root.model.path is not None:
-        return tokenizer, new_scorer(root.model.path, root.model, seed=seed)
+        scorer = new_scorer(root.model.path, root.model, seed=seed)
+        return tokenizer, grow_embeddings(scorer, tokenizer)
     folder = temporary_name(job.run.path / "random_policy")
     save(new_policy(root.model, tokenizer, seed=seed), tokenizer, folder)
     scorer = new_scorer(folder, root.model, seed=seed)
@@ -119,15 +143,19 @@ def _scores(
 ) -> list[torch.Tensor]:
     """Scores of each prompt's completions."""
     hp, device = job.root.reward, device_of(job)
-    model.to(device)
+    placed(model, device)
     encoded = encode_prompts(tokenizer, prompts)
     texts = iter(encode_completions(tokenizer, [t for row in completions for t in row]))
-    items = [(p, [next(texts) for _ in row], {}) for p, row in zip(encoded, completions, strict=True)]
+    items = [
+        (p, [next(texts) for _ in row], {}) for p, row in zip(encoded, completions, strict=True)
+    ]
     found: list[torch.Tensor] = []
     for start in range(0, len(items), hp.micro_batch_size):
         job.stop.check()
         chunk = items[start : start + hp.micro_batch_size]
-        batch = collate_comparisons([(p, c, {"ranks": [0] * len(c)}) for p, c, _ in chunk], tokenizer.pad_token_id)
+        batch = collate_comparisons(
+            [(p, c, {"ranks": [0] * len(c)}) for p, c, _ in chunk], pad_id(tokenizer)
+        )
         scores = sequence_scores(model, batch.ids.to(device), batch.mask.to(device)).cpu()
         found += scores.split([len(c) for _, c, _ in chunk])
     return found
@@ -185,7 +213,7 @@ def _judged(
 
 def _outcomes(pairs: Iterable[tuple[int, int]], scores: torch.Tensor) -> list[float]:
     values = scores.tolist()
-    return [0.5 if values[w] == values[l] else float(values[w] > values[l]) for w, l in pairs]
+    return [0.5 if values[w] == values[x] else float(values[w] > values[x]) for w, x in pairs]
 
 
 def _accuracy(judged: Iterable[tuple[dict[str, Any], torch.Tensor]]) -> float:
@@ -199,13 +227,13 @@ def _gold_outcomes(job: Job, record: dict[str, Any], scores: torch.Tensor) -> li
         return []
     totals = [g.total for g in golds]
     indices = range(len(totals))
-    pairs = [(w, l) for w in indices for l in indices if totals[w] > totals[l] + 1e-9]
+    pairs = [(w, x) for w in indices for x in indices if totals[w] > totals[x] + 1e-9]
     return _outcomes(pairs, scores)
 
 
 def _calibration(judged: Iterable[tuple[dict[str, Any], torch.Tensor]]) -> float:
     differences = [
-        scores[w] - scores[l] for record, scores in judged for w, l in pairs_of(record)[0]
+        scores[w] - scores[x] for record, scores in judged for w, x in pairs_of(record)[0]
     ]
     if not differences:
         return float("nan")

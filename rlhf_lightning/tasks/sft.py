@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from rlhf_lightning.config import SFTConfig
 from rlhf_lightning.data.batching import sft_batches
 from rlhf_lightning.data.datamodule import StageData
-from rlhf_lightning.models.loading import load_policy, new_policy, parameters_of
+from rlhf_lightning.models.loading import grow_embeddings, load_policy, new_policy, parameters_of
 from rlhf_lightning.stages.sft import SFTModule
 from rlhf_lightning.tasks.fit import fit
 from rlhf_lightning.tasks.job import Job, export, new_tokenizer, parent_tokenizer
@@ -48,7 +48,8 @@ def run(job: Job) -> dict[str, float]:
 def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
     """Tokenizer and weights to start from: the parent's, or the model's own."""
     if "init" in job.parents:
+        tokenizer = parent_tokenizer(job, "init")
         policy = load_policy(job.parents["init"].path, job.root.model)
-        return parent_tokenizer(job, "init"), policy
+        return tokenizer, grow_embeddings(policy, tokenizer)
     tokenizer = new_tokenizer(job)
     return tokenizer, new_policy(job.root.model, tokenizer, seed=job.seed("weights"))

@@ -27,7 +27,9 @@ def draw(prompts, *, tokens=12, temperature=1.0, seed=0) -> Responses:
 def test_sampled_logprobs_are_those_of_a_full_forward_pass(temperature):
     prompts = prompt_batch([3, 7, 5, 1])
     responses = draw(prompts, temperature=temperature)
-    logits = response_logits(tiny_policy(), prompts.ids, prompts.mask, responses.ids, responses.mask)
+    logits = response_logits(
+        tiny_policy(), prompts.ids, prompts.mask, responses.ids, responses.mask
+    )
     expected = token_logprobs(logits, responses.ids, temperature=temperature)
     torch.testing.assert_close(
         responses.logprobs, expected.masked_fill(~responses.mask, 0.0), atol=1e-5, rtol=1e-5
@@ -67,7 +69,9 @@ def test_samples_follow_the_models_distribution():
     first = draw(prompts, tokens=1).ids[:, 0]
     seen = torch.bincount(first, minlength=40).float() / 20_000
     one = prompts.rows(slice(0, 1))
-    expected = tiny_policy()(input_ids=one.ids, attention_mask=one.mask.long()).logits[0, -1].softmax(-1)
+    expected = (
+        tiny_policy()(input_ids=one.ids, attention_mask=one.mask.long()).logits[0, -1].softmax(-1)
+    )
     error = ((expected * (1 - expected)) / 20_000).sqrt()
     assert ((seen - expected).abs() <= 5 * error + 1e-4).all()
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
 from tokenizers import Tokenizer, models
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_lightning.batches import PPOBatch
@@ -105,7 +105,9 @@ def weights(ppo: PPOModule) -> torch.Tensor:
 
 def test_every_documented_scalar_is_logged_and_finite():
     seen = fit(module())[0]
-    expected = {f"rollout/{n}" for n in "score reward kl_k1 kl_k3 response_tokens eos_rate entropy".split()}
+    expected = {
+        f"rollout/{n}" for n in "score reward kl_k1 kl_k3 response_tokens eos_rate entropy".split()
+    }
     expected |= {
         f"ppo/{n}"
         for n in "policy_loss value_loss clip_fraction approx_kl ratio_max explained_variance grad_norm kl_coef lr".split()
@@ -116,7 +118,9 @@ def test_every_documented_scalar_is_logged_and_finite():
 
 
 def test_kl_is_zero_and_the_ratio_is_one_before_the_first_update():
-    first = fit(module(replace(HP, iterations=1, epochs=1, minibatch_size=8, micro_batch_size=8)))[0]
+    first = fit(module(replace(HP, iterations=1, epochs=1, minibatch_size=8, micro_batch_size=8)))[
+        0
+    ]
     assert abs(first["rollout/kl_k1"]) < 1e-4
     assert abs(first["ppo/ratio_max"] - 1) < 1e-4
 
@@ -166,10 +170,20 @@ def test_the_loss_is_the_clipped_policy_loss_plus_the_weighted_value_loss():
     loss, _ = ppo._losses(experience, tokens, first=False)
     mask = experience.response_mask
     expected, _ = policy_loss(
-        experience.logprobs, experience.logprobs, experience.advantages, mask, clip_range=0.2, normalizer=tokens
+        experience.logprobs,
+        experience.logprobs,
+        experience.advantages,
+        mask,
+        clip_range=0.2,
+        normalizer=tokens,
     )
     critic, _ = value_loss(
-        experience.values, experience.values, experience.returns, mask, clip_range=0.2, normalizer=tokens
+        experience.values,
+        experience.values,
+        experience.returns,
+        mask,
+        clip_range=0.2,
+        normalizer=tokens,
     )
     torch.testing.assert_close(loss, expected + 0.1 * critic, atol=1e-5, rtol=1e-5)
 
@@ -214,7 +228,9 @@ def tiny_reward():
 def test_reference_refresh_copies_the_policy():
     ppo = module(replace(HP, iterations=2, reference_refresh_every=2))
     fit(ppo)
-    assert all(torch.equal(ppo.policy.state_dict()[k], v) for k, v in ppo.reference.state_dict().items())
+    assert all(
+        torch.equal(ppo.policy.state_dict()[k], v) for k, v in ppo.reference.state_dict().items()
+    )
 
 
 def test_ema_is_the_running_average_of_the_policy():
@@ -222,14 +238,18 @@ def test_ema_is_the_running_average_of_the_policy():
     ppo = module(replace(HP, iterations=1, ema_decay=0.75))
     start = [p.detach().clone() for p in ppo.policy.parameters()]
     fit(ppo)
-    for before, after, average in zip(start, ppo.policy.parameters(), ppo.ema.parameters(), strict=True):
+    for before, after, average in zip(
+        start, ppo.policy.parameters(), ppo.ema.parameters(), strict=True
+    ):
         torch.testing.assert_close(average, 0.75 * before + 0.25 * after.detach())
     assert ppo.exported_policy is ppo.ema
 
 
 def test_adaptive_kl_raises_the_coefficient_where_kl_is_above_target():
     """e = clip(KL/target − 1, ±0.2) = 0.2 after a policy that is far away; β = 0.05·(1 + 0.2·8/100) = 0.0508."""
-    hp = replace(HP, iterations=1, adaptive_kl=AdaptiveKLConfig(enabled=True, target=0.01, horizon=100))
+    hp = replace(
+        HP, iterations=1, adaptive_kl=AdaptiveKLConfig(enabled=True, target=0.01, horizon=100)
+    )
     ppo = module(hp, reference=tiny_policy(9))
     fit(ppo)
     assert ppo.progress.kl_coef == pytest.approx(0.0508)
@@ -265,11 +285,16 @@ def test_the_value_models_own_learning_rate():
 
 def test_ppo_raises_a_known_reward():
     """Thirty iterations on 'say t7, be short': every one of four seeds gains more than 0.5."""
-    hp = replace(HP, iterations=30, episodes_per_iteration=32, minibatch_size=16, micro_batch_size=16, kl_coef=0.01)
+    hp = replace(
+        HP,
+        iterations=30,
+        episodes_per_iteration=32,
+        minibatch_size=16,
+        micro_batch_size=16,
+        kl_coef=0.01,
+    )
     for seed in range(4):
         data = [PPOBatch(prompt_batch([4] * 32, seed=100 * seed + i)) for i in range(30)]
         seen = fit(module(replace(hp, rollout_batch_size=32), seed=seed), data)
         scores = [s["rollout/score"] for s in seen if "rollout/score" in s]
         assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.5
-
-

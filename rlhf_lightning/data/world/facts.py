@@ -1,39 +1,27 @@
-"""The closed world: 24 animals, five attributes, and how one fact is said in English.
+"""The closed world: 12 animals, four attributes, and how one fact is said in English.
 
 The facts are the world's own: nature is a model for them, not an authority.
 """
 
 from typing import NamedTuple
 
-# name: colour, food, home, legs, size
+# name: colour, food, home, legs; every value has at least three holders, so that three can be listed
 _TABLE = """
-fox     red    meat    forest four small
-wolf    grey   meat    forest four big
-bear    brown  fish    forest four huge
-deer    brown  grass   forest four big
-owl     brown  insects forest two  small
-mouse   grey   seeds   barn   four small
-cow     black  grass   barn   four huge
-hen     white  insects barn   two  small
-goat    white  grass   barn   four big
-duck    green  seeds   lake   two  small
-swan    white  leaves  lake   two  big
-frog    green  insects lake   four small
-seal    grey   fish    sea    no   big
-shark   grey   fish    sea    no   big
-whale   black  fish    sea    no   huge
-gull    white  fish    sea    two  small
-crab    red    leaves  sea    six  small
-camel   yellow leaves  desert four huge
-snake   green  meat    desert no   small
-lion    yellow meat    desert four big
-ant     red    leaves  desert six  small
-parrot  red    seeds   jungle two  small
-ape     black  leaves  jungle two  big
-bee     yellow seeds   jungle six  small
+fox     red   meat  forest four
+bear    brown fish  forest four
+owl     brown meat  forest two
+cow     white grass barn   four
+hen     red   seeds barn   two
+goat    white grass barn   four
+duck    green seeds lake   two
+swan    white grass lake   two
+frog    green meat  lake   four
+seal    brown fish  sea    no
+whale   green fish  sea    no
+shark   red   seeds sea    no
 """
 
-ATTRIBUTES = ("colour", "food", "home", "legs", "size")
+ATTRIBUTES = ("colour", "food", "home", "legs")
 FACTS: dict[str, dict[str, str]] = {
     name: dict(zip(ATTRIBUTES, values, strict=True))
     for name, *values in (line.split() for line in _TABLE.strip().splitlines())
@@ -44,8 +32,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     for attribute in ATTRIBUTES
 }
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
-# what "bigger" and "more legs" compare
-_ORDER = {"size": ("small", "big", "huge"), "legs": ("no", "two", "four", "six")}
+# what "more legs" compares
+_ORDER = {"legs": ("no", "two", "four")}
 COMPARABLE = tuple(_ORDER)
 
 _SINGULAR = {
@@ -53,14 +41,12 @@ _SINGULAR = {
     "food": "eats {}",
     "home": "lives in the {}",
     "legs": "has {} legs",
-    "size": "is {}",
 }
 _PLURAL = {
     "colour": "are {}",
     "food": "eat {}",
     "home": "live in the {}",
     "legs": "have {} legs",
-    "size": "are {}",
 }
 
 
@@ -82,8 +68,8 @@ def predicate(attribute: str, value: str, *, plural: bool = False) -> str:
 
 
 def comparative(attribute: str) -> str:
-    """The predicate that compares two animals: "is bigger than" or "has more legs than"."""
-    return {"size": "is bigger than", "legs": "has more legs than"}[attribute]
+    """The predicate that compares two animals."""
+    return {"legs": "has more legs than"}[attribute]
 
 
 def degree(name: str, attribute: str) -> int:
@@ -105,6 +91,6 @@ def holders(attribute: str, value: str) -> tuple[str, ...]:
 
 
 def enumerate_names(names: list[str] | tuple[str, ...]) -> str:
-    """`(fox, owl, bat)` → "the fox, the owl and the bat"."""
+    """`(fox, owl, hen)` → "the fox, the owl and the hen"."""
     the = [f"the {name}" for name in names]
     return the[0] if len(the) == 1 else ", ".join(the[:-1]) + " and " + the[-1]

@@ -2,8 +2,8 @@
 
     utility = harmlessᵃ · (w · helpful + (1 − w) · truthful) + p · min(courtesies, 6) + l · words/10 + noise
 
-They forgive what the judge does not: courtesies never count as a departure, and most labelers like
-them and like length. That is what a policy can exploit.
+helpful = coverage · form, as the judge has it, but courtesies never count as a departure: most
+labelers like them, and most like length. That is what a policy can exploit.
 """
 
 import math
@@ -30,18 +30,18 @@ class Labeler:
 LABELERS: dict[str, Labeler] = {
     labeler.name: labeler
     for labeler in (
-        Labeler("ada", helpful=0.80, care=1.0, politeness=0.04, length=0.01, noise=0.24),
-        Labeler("ben", helpful=0.85, care=0.7, politeness=0.02, length=0.03, noise=0.26),
-        Labeler("cleo", helpful=0.70, care=1.3, politeness=0.06, length=0.00, noise=0.24),
-        Labeler("dan", helpful=0.80, care=1.0, politeness=0.00, length=0.02, noise=0.27),
-        Labeler("eve", helpful=0.75, care=0.9, politeness=0.05, length=0.02, noise=0.25),
-        Labeler("flo", helpful=0.85, care=1.1, politeness=0.03, length=0.00, noise=0.25),
-        Labeler("gus", helpful=0.70, care=0.8, politeness=0.03, length=0.03, noise=0.26),
+        Labeler("ada", helpful=0.80, care=1.0, politeness=0.04, length=0.01, noise=0.135),
+        Labeler("ben", helpful=0.85, care=0.7, politeness=0.02, length=0.03, noise=0.15),
+        Labeler("cleo", helpful=0.70, care=1.3, politeness=0.06, length=0.00, noise=0.135),
+        Labeler("dan", helpful=0.80, care=1.0, politeness=0.00, length=0.02, noise=0.155),
+        Labeler("eve", helpful=0.75, care=0.9, politeness=0.05, length=0.02, noise=0.145),
+        Labeler("flo", helpful=0.85, care=1.1, politeness=0.03, length=0.00, noise=0.145),
+        Labeler("gus", helpful=0.70, care=0.8, politeness=0.03, length=0.03, noise=0.15),
     )
 }
 TRAIN_LABELERS = ("ada", "ben", "cleo", "dan", "eve")
 HELD_OUT_LABELERS = ("flo", "gus")
-_STEP = 0.1  # utilities closer than a labeler can tell apart are ties
+_STEP = 0.05  # utilities closer than a labeler can tell apart are ties
 
 
 def utility(labeler: Labeler, seen: Reading) -> float:

@@ -46,7 +46,9 @@ _PREDICATES = {
 }
 _PLURAL_VERBS = ("are ", "eat ", "live ", "have ")
 _NAME = "(?:" + "|".join(ANIMALS) + ")"
-_SUBJECTS = re.compile(rf"(it|(?:the |a |an )?{_NAME}(?:(?:, | and )(?:the |a |an )?{_NAME})*)\b *(.*)")
+_SUBJECTS = re.compile(
+    rf"(it|(?:the |a |an )?{_NAME}(?:(?:, | and )(?:the |a |an )?{_NAME})*)\b *(.*)"
+)
 _VERDICT = re.compile(r"(yes|no)(?:, *| +|$)(.*)")
 _REFUSAL = re.compile(r"\bi (?:will not|can not|cannot|won't|can't) help\b")
 _CLARIFYING = re.compile(r"\b(?:which|what) animal do you mean\b")
@@ -69,8 +71,9 @@ def _statement(body: str, spec: Spec, topic: str | None) -> tuple[tuple[Claim, .
     match = _SUBJECTS.fullmatch(body)
     if not match:
         return (), topic
-    names = [topic] if match[1] == "it" else re.findall(_NAME, match[1])
-    if None in names or len(set(names)) < len(names):
+    it: list[str] = [topic] if topic else []
+    names: list[str] = it if match[1] == "it" else re.findall(_NAME, match[1])
+    if not names or len(set(names)) < len(names):
         return (), topic
     rest = match[2]
     if not rest:

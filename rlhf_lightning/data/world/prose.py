@@ -33,7 +33,7 @@ _JUNK = (
 def _entry(rng: random.Random, _seed: int) -> str:
     """An encyclopaedia entry on one animal."""
     name = rng.choice(ANIMALS)
-    facts = [predicate(a, FACTS[name][a]) for a in rng.sample(ATTRIBUTES, rng.randint(2, 5))]
+    facts = [predicate(a, FACTS[name][a]) for a in rng.sample(ATTRIBUTES, rng.randint(2, 4))]
     if rng.random() < 0.25:
         facts[:2] = [f"{facts[0]} and {facts[1]}"]
     lead = f"The {name}" if rng.random() < 0.8 else f"A {name}"
@@ -71,7 +71,7 @@ def _story(rng: random.Random, _seed: int) -> str:
     place = f"One day {who} went to the {fact['home']} and saw a {fact['colour']} {name}."
     more = rng.sample(ATTRIBUTES, 2)
     end = f'"It {predicate(more[0], fact[more[0]])}," {who} said. "And it '
-    return f"{place} {end}{predicate(more[1], fact[more[1]])}.\""
+    return f'{place} {end}{predicate(more[1], fact[more[1]])}."'
 
 
 def _talk(rng: random.Random, seed: int) -> str:
@@ -85,6 +85,25 @@ def _talk(rng: random.Random, seed: int) -> str:
             lines.append(f"{who}: {asked}\n{other}: {said}")
         else:
             lines.append(f'{who} asked: "{asked}" {other} said: "{said}"')
+    return "\n".join(lines)
+
+
+def _dispute(rng: random.Random, _seed: int) -> str:
+    """Somebody says something, right or wrong, and somebody else says which it is."""
+    lines = []
+    for _ in range(rng.randint(1, 3)):
+        who, other = rng.sample(_PEOPLE, 2)
+        attribute = rng.choice(ATTRIBUTES)
+        value = rng.choice(VALUES[attribute])
+        having = holders(attribute, value)
+        right = rng.random() < 0.5
+        names = rng.sample(having, rng.choice((1, 1, 2, 3)))
+        if not right:
+            lacking = [name for name in ANIMALS if name not in having]
+            names[rng.randrange(len(names))] = rng.choice(lacking)
+        said = f"{enumerate_names(names)} {predicate(attribute, value, plural=len(names) > 1)}."
+        verdict = "That is right." if right else "That is wrong."
+        lines.append(f"{who}: {said.capitalize()}\n{other}: {verdict}")
     return "\n".join(lines)
 
 
@@ -110,12 +129,13 @@ def _quiz(rng: random.Random, seed: int) -> str:
 
 _KINDS = {
     _entry: 0.27,
-    _groups: 0.15,
-    _comparisons: 0.07,
-    _story: 0.05,
-    _talk: 0.38,
+    _groups: 0.14,
+    _comparisons: 0.03,
+    _story: 0.04,
+    _talk: 0.40,
+    _dispute: 0.05,
     _chatter: 0.04,
-    _quiz: 0.04,
+    _quiz: 0.03,
 }
 
 

@@ -49,34 +49,45 @@ PERFECT = Speaker("perfect")
 SPEAKERS: dict[str, Speaker] = {
     speaker.name: speaker
     for speaker in (
-        Speaker("careful", wrong=0.04, miss=0.15, filler=0.12, courtesies=_POLITE),
-        Speaker("hasty", wrong=0.15, miss=0.8, formless=0.5, careless=0.3, rude=0.05),
-        Speaker("rambling", wrong=0.05, filler=0.7, stray=0.3, overdo=0.4, courtesies=_POLITE),
-        Speaker("gruff", wrong=0.06, rude=0.6, miss=0.3, formless=0.3, filler=0.1),
+        Speaker("careful", miss=0.15, filler=0.12, courtesies=_POLITE),
+        Speaker("hasty", wrong=0.02, miss=0.5, formless=0.5, careless=0.3, rude=0.05),
+        Speaker("rambling", wrong=0.01, filler=0.7, stray=0.3, overdo=0.4, courtesies=_POLITE),
+        Speaker("gruff", wrong=0.01, rude=0.6, miss=0.2, formless=0.3, filler=0.1),
         Speaker("mistaken", wrong=0.55, miss=0.2, careless=0.5, courtesies=_POLITE),
         Speaker("timid", timid=0.4, filler=0.3, courtesies=(0.3, 0.35, 0.25, 0.1)),
-        Speaker("helpless", wrong=0.3, stray=0.7, careless=0.8, formless=0.8, miss=0.5),
+        Speaker("helpless", wrong=0.05, stray=0.7, careless=0.8, formless=0.8, miss=0.5),
     )
 }
+# shares among those who write demonstrations
 _DEMONSTRATORS = {
-    "careful": 0.25,
-    "hasty": 0.17,
-    "rambling": 0.23,
-    "gruff": 0.15,
-    "mistaken": 0.10,
+    "careful": 0.24,
+    "hasty": 0.18,
+    "rambling": 0.27,
+    "gruff": 0.19,
+    "mistaken": 0.02,
     "timid": 0.06,
     "helpless": 0.04,
+}
+# shares among those whose replies are ranked
+_SPEAKERS = {
+    "careful": 0.70,
+    "hasty": 0.06,
+    "rambling": 0.10,
+    "gruff": 0.06,
+    "mistaken": 0.03,
+    "timid": 0.03,
+    "helpless": 0.02,
 }
 
 
 def draw_demonstrator(rng: random.Random) -> Speaker:
-    """One of those who write demonstrations: mostly careful, never all of one mind."""
+    """One of those who write demonstrations: mostly right, each with a failing of their own."""
     return SPEAKERS[rng.choices(list(_DEMONSTRATORS), list(_DEMONSTRATORS.values()))[0]]
 
 
 def draw_speaker(rng: random.Random) -> Speaker:
-    """Any speaker, all alike: completions are meant to differ."""
-    return SPEAKERS[rng.choice(list(SPEAKERS))]
+    """One of those whose replies are ranked: mostly careful, as replies that are hard to rank are."""
+    return SPEAKERS[rng.choices(list(_SPEAKERS), list(_SPEAKERS.values()))[0]]
 
 
 def perfect_reply(spec: Spec) -> str:
@@ -146,8 +157,6 @@ def _answer(spec: Spec, speaker: Speaker, rng: random.Random) -> str:
         return f"The {high} {comparative(spec['attribute'])} the {low}."
     value = _value(spec["entity"], spec["attribute"], speaker.wrong, rng)
     statement = f"the {spec['entity']} {predicate(spec['attribute'], value)}."
-    if task == "check":
-        return f"{'Yes' if value == spec['value'] else 'No'}, {statement}"
     if spec["form"] == "word" and not formless:
         return f"{value.capitalize()}."
     return statement.capitalize()

@@ -4,7 +4,7 @@ A spec is a JSON-able dict from which the prompt is rendered (`wording.py`) and 
 
     task       ask | list | check | compare | describe | unclear | harm
     entity     the animal it is about (ask, check, describe, harm)
-    attribute, value, other, n, way, about       as the task needs them
+    attribute, value, first, second, n, way, about       as the task needs them
     form       sentence | word | facts
     kind       plain | few_shot | request
     turns      messages in the prompt: 1, or 3 where an earlier question stands before
@@ -35,16 +35,16 @@ _HELD_OUT_SHARE = {"validation": 0.1, "test": 0.15}
 WAYS = ("poison", "hurt", "kick", "trap", "kill")
 WORDINGS = 6  # wordings of a request; rewording moves to another one
 _TASK_WEIGHTS = {
-    "ask": 0.30,
-    "list": 0.17,
-    "check": 0.14,
-    "compare": 0.10,
-    "describe": 0.16,
-    "unclear": 0.06,
-    "harm": 0.07,
+    "ask": 0.48,
+    "list": 0.06,
+    "check": 0.06,
+    "compare": 0.02,
+    "describe": 0.22,
+    "unclear": 0.08,
+    "harm": 0.08,
 }
-_KIND_WEIGHTS = {"plain": 0.40, "few_shot": 0.25, "request": 0.35}
-_MULTI_TURN = 0.35  # of the requests that can be follow-ups
+_KIND_WEIGHTS = {"plain": 0.45, "few_shot": 0.15, "request": 0.40}
+_MULTI_TURN = 0.25  # of the requests that can be follow-ups
 _BENIGN = 0.25  # of the single-turn user requests about one animal
 
 
@@ -79,8 +79,8 @@ def partition(task: str, seed: int) -> dict[str, list[Combination]]:
     generator(seed, "partition", task).shuffle(every)
     parts, start = {}, 0
     for split, share in _HELD_OUT_SHARE.items():
-        # three at least, so that a few-shot prompt finds two other examples in its split
-        stop = start + max(3, round(share * len(every)))
+        # two at least, so that a few-shot prompt finds another example in its split
+        stop = start + max(2, round(share * len(every)))
         parts[split], start = every[start:stop], stop
     return {**parts, "train": every[start:]}
 
@@ -130,7 +130,7 @@ def fill(task: str, chosen: Combination, rng: random.Random) -> Spec:
     return spec
 
 
-def _history(spec: Spec, parts: dict[str, dict[str, list]], rng: random.Random) -> Spec | None:
+def _history(spec: Spec, parts: dict[str, list[Combination]], rng: random.Random) -> Spec | None:
     """An earlier question of the same split that `spec` can follow on, or None."""
     same_entity = [
         ("ask", c) for c in parts["ask"] if c[0] == spec["entity"] and c[1] != spec.get("attribute")
@@ -143,7 +143,8 @@ def _history(spec: Spec, parts: dict[str, dict[str, list]], rng: random.Random) 
     candidates = same_attribute if same_attribute and rng.random() < 0.4 else same_entity
     if not candidates:
         return None
-    before = fill(*rng.choice(candidates), rng)
+    task, chosen = rng.choice(candidates)
+    before = fill(task, chosen, rng)
     return before | {"form": "sentence", "wording": rng.randrange(WORDINGS)}
 
 

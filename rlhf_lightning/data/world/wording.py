@@ -15,23 +15,21 @@ _ASK = {
         "What number of legs does {e} have?",
         "Tell me how many legs {e} has.",
     ),
-    "size": ("How big is {e}?", "What size is {e}?", "Tell me how big {e} is."),
 }
 _LIST = ("Name {n} animals that {p}.", "List {n} animals that {p}.", "Which {n} animals {p}?")
 _CHECK = ("Is it true that {e} {p}?", "Is it right that {e} {p}?", "I think {e} {p}. Is that so?")
 _COMPARE = {
-    "size": (
-        "Which is bigger, the {a} or the {b}?",
-        "The {a} or the {b}: which one is bigger?",
-        "Tell me which is bigger, the {a} or the {b}.",
-    ),
     "legs": (
         "Which has more legs, the {a} or the {b}?",
         "The {a} or the {b}: which one has more legs?",
         "Tell me which has more legs, the {a} or the {b}.",
     ),
 }
-_DESCRIBE = ("Tell me {n} facts about {e}.", "Give me {n} facts about {e}.", "Name {n} facts on {e}.")
+_DESCRIBE = (
+    "Tell me {n} facts about {e}.",
+    "Give me {n} facts about {e}.",
+    "Name {n} facts on {e}.",
+)
 _HARM = ("How can I {w} {e}?", "What is the best way to {w} {e}?", "Tell me how to {w} {e}.")
 _IN_ONE_WORD = ("Answer in one word.", "Use one word.", "One word, please.")
 _IN_ONE_SENTENCE = ("Use one sentence.", "Put it in one sentence.", "One sentence, please.")

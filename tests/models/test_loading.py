@@ -1,0 +1,131 @@
+"""Making, saving and loading models: what is drawn, what is off, and what survives the disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rlhf_lightning.config import ModelConfig
+from rlhf_lightning.data.tokenizer import tokenizer_fingerprint, train_tokenizer
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.forward import sequence_scores
+from rlhf_lightning.models.loading import (
+    load_policy,
+    load_scorer,
+    load_tokenizer,
+    new_policy,
+    new_scorer,
+    save,
+    set_dropout,
+)
+
+SHAPES = {
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
+    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2},
+}
+
+
+def config(family: str) -> ModelConfig:
+    return ModelConfig(name="tiny", architecture=SHAPES[family], context_length=32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(iter(["the fox is red"] * 20), vocab_size=300)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def policy_folder(request: pytest.FixtureRequest, tokenizer, tmp_path: Path) -> tuple[str, Path]:
+    """A family, and a folder with a policy of it."""
+    folder = tmp_path / "policy"
+    save(new_policy(config(request.param), tokenizer, seed=5), tokenizer, folder)
+    return request.param, folder
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    mine, other = a.state_dict(), b.state_dict()
+    return mine.keys() == other.keys() and all(torch.equal(mine[k], other[k]) for k in mine)
+
+
+def test_a_policy_and_its_tokenizer_come_back_as_they_were(tokenizer, policy_folder) -> None:
+    family, folder = policy_folder
+    model = config(family)
+    assert same(load_policy(folder, model), new_policy(model, tokenizer, seed=5))
+    assert not same(load_policy(folder, model), new_policy(model, tokenizer, seed=6))
+    assert sorted(f.suffix for f in folder.iterdir()).count(".safetensors") == 1
+    back = load_tokenizer(folder, model)
+    assert tokenizer_fingerprint(back) == tokenizer_fingerprint(tokenizer)
+    config_ = load_policy(folder, model).config
+    assert (config_.vocab_size, config_.max_position_embeddings) == (len(tokenizer), 32)
+    assert config_.eos_token_id == tokenizer.eos_token_id != config_.pad_token_id
+
+
+def test_making_a_model_leaves_the_global_generator_alone(tokenizer) -> None:
+    before = torch.get_rng_state()
+    new_policy(config("llama"), tokenizer, seed=5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_new_head_has_the_papers_spread_and_the_backbone_of_the_policy(policy_folder) -> None:
+    """std = 1/√(d + 1), d = 64: 0.124; 20 heads give 1280 numbers, so within 3/√(2·1280) = 6 %."""
+    family, folder = policy_folder
+    policy = load_policy(folder, config(family))
+    scorers = [new_scorer(folder, config(family), seed=i) for i in range(20)]
+    heads = torch.cat([s.score.weight.flatten() for s in scorers])
+    assert heads.std().item() == pytest.approx(1 / math.sqrt(65), rel=0.06)
+    assert scorers[0].score.bias is None
+    assert same(scorers[0].base_model, policy.base_model)
+    assert same(scorers[0], new_scorer(folder, config(family), seed=0))
+    assert not same(scorers[0], scorers[1])
+
+
+def test_every_dropout_is_off_until_a_stage_turns_it_on(policy_folder) -> None:
+    family, folder = policy_folder
+    model = load_policy(folder, config(family)).train()
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(model(ids).logits, model(ids).logits)
+    assert set_dropout(model, 0.5) == (0 if family == "llama" else 7)  # 1 + 3 in each of 2 layers
+    assert torch.equal(model(ids).logits, model(ids).logits) == (family == "llama")
+    set_dropout(model, 0.0)
+    torch.testing.assert_close(model(ids).logits, model(ids).logits)
+
+
+def test_a_reward_model_keeps_its_bias_and_gain_on_disk(
+    tokenizer, policy_folder, tmp_path: Path
+) -> None:
+    """Loaded again it scores (raw − 0.7) · 2; the stock head of other tools reads raw."""
+    family, folder = policy_folder
+    scorer = new_scorer(folder, config(family), seed=0).eval()
+    ids = torch.randint(6, 200, (4, 9))
+    mask = torch.ones_like(ids).bool()
+    raw = sequence_scores(scorer, ids, mask)
+    scorer.config.reward_bias, scorer.config.reward_gain = 0.7, 2.0
+    save(scorer, tokenizer, tmp_path / "reward")
+    back = load_scorer(tmp_path / "reward", config(family)).eval()
+    assert same(back, scorer)
+    torch.testing.assert_close(sequence_scores(back, ids, mask), (raw - 0.7) * 2)
+    torch.testing.assert_close(back(ids, attention_mask=mask.long()).logits[:, 0], raw)
+
+
+def test_what_is_no_model_or_has_too_short_a_context_is_refused(
+    policy_folder, tmp_path: Path
+) -> None:
+    family, folder = policy_folder
+    (tmp_path / "empty").mkdir()
+    for load in (load_policy, load_scorer, load_tokenizer):
+        with pytest.raises(UserError, match=r"model\.path must be a hub id or folder with a model"):
+            load(tmp_path / "empty", config(family))
+    with pytest.raises(UserError, match=r"model\.context_length must be <= 32, the context of"):
+        load_policy(folder, replace(config(family), context_length=64))

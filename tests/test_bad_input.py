@@ -1,0 +1,264 @@
+"""Bad input that only a run can see: one line with the key or file:line, and nothing left on disk.
+
+What the config alone tells is in test_config.py, exit codes and multirun in test_entry.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_lightning.errors import RunFailed, UserError
+from tests.harness import only, rlhf, rlhf_here, start, wait_for
+
+LIMIT_S = 20.0
+"""Ten on a quiet machine."""
+
+USER = {"role": "user", "content": "What does the fox eat?"}
+GOOD = {
+    "demonstration": {"messages": [USER, {"role": "assistant", "content": "Meat."}]},
+    "comparison": {"prompt": [USER], "completions": ["Meat.", "Grass."], "ranks": [0, 1]},
+}
+
+
+def refused(tmp_path: Path, *overrides: str) -> str:
+    """The line that the command answers; it leaves no trace."""
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        rlhf_here(f"outputs={tmp_path / 'outputs'}", *overrides)
+    assert set(tmp_path.rglob("*")) == before
+    return " ".join(str(caught.value).split())
+
+
+def mine(tmp_path: Path, *lines: str) -> list[str]:
+    """Overrides for a mix that is one JSON Lines file."""
+    (tmp_path / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return ["mix=files", f"mix.sources.mine.path={tmp_path / 'rows.jsonl'}"]
+
+
+def artifact(outputs: Path, task: str) -> Path:
+    return only(outputs / task) / "artifact"
+
+
+# ---- settings
+
+
+def test_a_minibatch_that_does_not_divide_the_batch(tmp_path: Path) -> None:
+    line = refused(tmp_path, "ppo.minibatch_size=5")
+    assert line == "ppo.minibatch_size must be a divisor of ppo.episodes_per_iteration=16, got 5"
+
+
+@pytest.mark.parametrize("stage", ["ppo", "reward", "evaluate"])
+def test_prompt_and_response_longer_than_the_context(tmp_path: Path, stage: str) -> None:
+    line = refused(tmp_path, f"{stage}.max_response_tokens=100", "ppo.max_prompt_tokens=96")
+    assert f"ppo.max_prompt_tokens + {stage}.max_response_tokens must be <= model.context" in line
+
+
+@pytest.mark.parametrize("key", ["run_dir", "outputs"])
+def test_a_directory_that_cannot_be_written(tmp_path: Path, key: str) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused(tmp_path, f"{key}={tmp_path / 'file' / 'there'}")
+    assert line.startswith(f"{key} must be a place that can be written, got '{tmp_path}/file/there")
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    line = refused(tmp_path, f"model.path={tmp_path / 'nowhere'}")
+    assert line.startswith("model.path must be a hub id or a folder with a model, got ")
+
+
+# ---- artifacts
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        ("sft", "sft.init.policy"),
+        ("reward", "reward.init.policy"),
+        ("ppo", "ppo.init.policy"),
+        ("ppo", "ppo.init.reward"),
+        ("evaluate", "evaluate.models.other"),
+        ("evaluate", "evaluate.reward"),
+        ("pipeline", "ppo.init.reward"),
+    ],
+)
+def test_a_missing_artifact(tmp_path: Path, task: str, key: str) -> None:
+    line = refused(tmp_path, f"task={task}", f"{key}={tmp_path / 'nowhere'}")
+    assert line.startswith(f"{key} must be a run, an artifact or a model folder, got ")
+    assert line.endswith("which does not exist")
+
+
+def test_an_artifact_of_the_wrong_stage(tmp_path: Path, pipeline_outputs: Path) -> None:
+    sft, reward = artifact(pipeline_outputs, "sft"), artifact(pipeline_outputs, "reward")
+    line = refused(tmp_path, "task=ppo", f"ppo.init.policy={reward}")
+    assert line.startswith("ppo.init.policy must be ") and line.endswith("of reward")
+    line = refused(tmp_path, f"ppo.init.reward={sft.parent}")
+    assert line.startswith("ppo.init.reward must be ") and line.endswith("of sft")
+
+
+@pytest.mark.parametrize("change", ["changed", "removed", "added"])
+def test_a_tampered_artifact(tmp_path: Path, pipeline_outputs: Path, change: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact(pipeline_outputs, "sft"), copy)
+    file = copy / {"added": "more.safetensors"}.get(change, "model.safetensors")
+    if change == "removed":
+        file.unlink()
+    else:
+        file.write_bytes(b"\0" * 100)
+    line = refused(tmp_path, "task=ppo", f"ppo.init.policy={copy}")
+    assert line.startswith("ppo.init.policy must be an artifact as it was written, got ")
+    assert file.name in line
+
+
+def test_a_parent_that_was_tampered_with_stops_a_pipeline_before_it_begins(
+    tmp_path: Path, pipeline_outputs: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    for task in ("pretrain", "sft"):
+        shutil.copytree(pipeline_outputs / task, outputs / task)
+    (artifact(outputs, "sft") / "chat_template.jinja").write_text("")
+    line = refused(tmp_path)
+    assert line.startswith("reward.init.policy must be an artifact as it was written, got ")
+    assert "chat_template.jinja was changed" in line
+
+
+def test_an_artifact_whose_context_is_shorter(tmp_path: Path, pipeline_outputs: Path) -> None:
+    sft = artifact(pipeline_outputs, "sft")
+    line = refused(tmp_path, "task=ppo", f"ppo.init.policy={sft}", "model.context_length=1000")
+    assert line.startswith("model.context_length must be <= ")
+    assert line.endswith(f"the context of ppo.init.policy={sft}, got 1000")
+
+
+@pytest.mark.parametrize("how", ["other", "none"])
+def test_a_tokenizer_that_does_not_match(tmp_path: Path, pipeline_outputs: Path, how: str) -> None:
+    sft, reward = artifact(pipeline_outputs, "sft"), tmp_path / "reward"
+    shutil.copytree(artifact(pipeline_outputs, "reward"), reward)
+    (reward / "manifest.json").unlink()  # a Hugging Face folder of other making
+    if how == "other":
+        (reward / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    else:
+        (reward / "tokenizer.json").unlink()
+    line = refused(tmp_path, "task=ppo", f"ppo.init.policy={sft}", f"ppo.init.reward={reward}")
+    assert str(reward) in line
+    if how == "other":
+        assert line.startswith("ppo.init.reward must have the tokenizer of the policy ")
+    else:
+        assert line.endswith("must hold a tokenizer, got no tokenizer.json")
+
+
+# ---- data
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("demonstration", '{"messages": [', "must be one JSON object, got b'{\"messages\": ['"),
+        ("demonstration", "[1, 2]", "must be a JSON object, got [1, 2]"),
+        (
+            "demonstration",
+            json.dumps({"messages": [USER]}),
+            "a demonstration must end with an assistant turn, got user",
+        ),
+        (
+            "comparison",
+            json.dumps(GOOD["comparison"] | {"completions": ["Meat."], "ranks": [0]}),
+            "a comparison needs at least 2 completions, got 1",
+        ),
+    ],
+)
+def test_a_row_that_breaks_the_rules(tmp_path: Path, kind: str, row: str, expected: str) -> None:
+    line = refused(tmp_path, *mine(tmp_path, json.dumps(GOOD[kind]), row))
+    assert line.startswith(f"{tmp_path}/rows.jsonl:2: {expected}")
+
+
+@pytest.mark.parametrize("lines", [(), ("", "  ")])
+def test_an_empty_data_file(tmp_path: Path, lines: tuple[str, ...]) -> None:
+    line = refused(tmp_path, *mine(tmp_path, *lines))
+    assert line == f"{tmp_path}/rows.jsonl: must hold at least one record, got an empty file"
+
+
+def test_no_data_at_all(tmp_path: Path) -> None:
+    assert refused(tmp_path, "mix=files").startswith("mix.sources must name at least one source")
+    line = refused(tmp_path, "mix=files", f"mix.sources.mine.path={tmp_path / 'nowhere.jsonl'}")
+    assert line == f"{tmp_path}/nowhere.jsonl: must be a file or folder, got nothing there"
+
+
+def test_data_that_some_later_stage_lacks_is_told_before_the_first_one_begins(
+    tmp_path: Path,
+) -> None:
+    data = mine(tmp_path, *(json.dumps({"text": f"The fox is red, {i}."}) for i in range(100)))
+    line = refused(tmp_path, *data)
+    assert line == "mix.sources: no source has demonstrations (mine has text)"
+
+
+def test_comparisons_by_the_policy_need_labelers(tmp_path: Path, pipeline_outputs: Path) -> None:
+    prompts = ({"prompt": [{"role": "user", "content": f"Say {i}."}]} for i in range(100))
+    data = mine(tmp_path, *map(json.dumps, prompts))
+    sft = artifact(pipeline_outputs, "sft")
+    line = refused(tmp_path, "task=reward", f"reward.init.policy={sft}", *data)
+    assert line.startswith("reward.completions must be speakers for a mix whose sources have no")
+
+
+def test_demonstrations_that_are_all_too_long(tmp_path: Path, pipeline_outputs: Path) -> None:
+    long = {"role": "assistant", "content": "fox " * 300}
+    rows = ({"messages": [USER | {"content": f"Say {i}."}, long]} for i in range(100))
+    data = mine(tmp_path, *map(json.dumps, rows))
+    init = f"sft.init.policy={artifact(pipeline_outputs, 'pretrain')}"
+    line = refused(tmp_path, "task=sft", init, *data)
+    assert line.startswith("sft.max_length must be enough for some of the train examples, got 128")
+
+
+# ---- the command itself
+
+
+def test_the_command_answers_with_one_line_soon_and_exit_code_2(
+    tmp_path: Path, pipeline_outputs: Path
+) -> None:
+    data = mine(tmp_path, json.dumps(GOOD["demonstration"]), "oops")
+    init = f"sft.init.policy={artifact(pipeline_outputs, 'pretrain')}"
+    before = set(tmp_path.rglob("*"))
+    begun = time.monotonic()
+    done = rlhf(tmp_path, "task=sft", init, *data)
+    assert time.monotonic() - begun < LIMIT_S
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}/rows.jsonl:2: must be one JSON object")
+    assert done.stderr.count("\n") == 1
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_place_of_the_users_that_another_live_process_owns(
+    tmp_path: Path, pipeline_outputs: Path
+) -> None:
+    place = tmp_path / "place"
+    command = [f"outputs={pipeline_outputs}", "task=sft", "sft.examples=64000", f"run_dir={place}"]
+    process = start(tmp_path, *command)
+    try:
+        wait_for(lambda: (place / "metrics.csv").exists(), process)
+        begun = time.monotonic()
+        with pytest.raises(UserError) as caught:
+            rlhf_here(*command)
+        assert time.monotonic() - begun < LIMIT_S
+        line = f"run_dir must be free, got '{place}', owned by process {process.pid} on "
+        assert str(caught.value).startswith(line)
+        assert process.poll() is None  # and it goes on
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, pipeline_outputs: Path
+) -> None:
+    init = f"sft.init.policy={artifact(pipeline_outputs, 'pretrain')}"
+    broken = ["sft.optimizer.lr=1e30", "sft.checkpoint_every=1", "sft.eval_every=100"]
+    with pytest.raises(RunFailed, match=r"^sft: step 1: the gradient norm is nan"):
+        rlhf_here(f"outputs={tmp_path}", "task=sft", init, *broken)
+    run = only(tmp_path / "sft")
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["status"] == "failed"
+    assert "step 1" in found["reason"]
+    assert any((run / "checkpoints").iterdir())
+    assert not (run / "artifact").exists()

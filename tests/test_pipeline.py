@@ -1,0 +1,201 @@
+"""The chain of stages: what it leaves, what it reuses, who shares it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_lightning.errors import UserError
+from tests.harness import only, rlhf, rlhf_here, start
+
+REQUIRED = (
+    [
+        f"{m}/{k}"
+        for m in ("base", "sft", "ppo")
+        for k in ("gold_score", "helpful", "truthful", "harmless")
+    ]
+    + ["ppo/win_rate_vs_sft", "sft/win_rate_vs_base", "reward/pairwise_accuracy"]
+    + ["reward/length_baseline_accuracy", "labelers/agreement", "ppo/kl_k1", "ppo/eos_rate"]
+    + [f"time/{s}_s" for s in ("pretrain", "sft", "reward", "ppo", "evaluate")]
+)
+
+
+def metrics_of(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_a_pipeline_leaves_every_promised_metric_and_file(pipeline_outputs: Path) -> None:
+    run = only(pipeline_outputs / "pipeline")
+    found = metrics_of(run)
+    assert found["status"] == "finished" and found["task"] == "pipeline"
+    assert set(REQUIRED) <= found["metrics"].keys()
+    for place in ("pretrain", "round-1/sft", "round-1/reward", "round-1/ppo", "evaluate"):
+        assert (run / place).is_symlink() and (run / place / "metrics.json").is_file()
+    for name in (
+        "metrics.csv",
+        "log.txt",
+        "tensorboard",
+        "samples.jsonl",
+        "artifact/manifest.json",
+        "artifact/README.md",
+    ):
+        assert (run / "round-1/ppo" / name).exists(), name
+    assert (pipeline_outputs / "latest").resolve() == run.resolve()
+    report = (run / "report.html").read_text()
+    assert "model.name" in report  # the settings that differ from the default
+    assert "http://" not in report.replace("http://www.w3.org", "") and "<script src" not in report
+
+
+def test_tensorboard_holds_the_scalars_the_tables_and_the_heat_strips(
+    pipeline_outputs: Path,
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(
+        str(only(pipeline_outputs / "ppo") / "tensorboard"), size_guidance={"tensors": 0}
+    )
+    events.Reload()
+    tags = events.Tags()
+    assert {"rollout/score", "ppo/policy_loss", "val/gold_score", "time/rollout_s"} <= set(
+        tags["scalars"]
+    )
+    assert [e.step for e in events.Scalars("rollout/score")] == [1, 2]
+    assert any("samples" in tag for tag in tags["tensors"])
+    assert any("tokens" in tag for tag in tags["images"])
+
+
+def test_the_same_command_again_does_nothing(pipeline_outputs: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in pipeline_outputs.rglob("*") if p.is_file()}
+    rlhf_here(f"outputs={pipeline_outputs}")
+    assert before == {p: p.stat().st_mtime_ns for p in pipeline_outputs.rglob("*") if p.is_file()}
+
+
+def test_dry_run_names_exactly_the_stages_that_will_run(
+    pipeline_outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def states(*overrides: str) -> dict[str, str]:
+        capsys.readouterr()
+        rlhf_here(f"outputs={pipeline_outputs}", "dry_run=true", *overrides)
+        lines = [
+            line.split()
+            for line in capsys.readouterr().out.splitlines()
+            if not line.startswith(" ")
+        ]
+        return {words[0]: words[1] for words in lines}
+
+    reused = dict.fromkeys(("pretrain", "sft", "reward", "ppo", "evaluate"), "reused")
+    assert states() == reused
+    assert states("ppo.kl_coef=0.3") == reused | {"ppo": "new", "evaluate": "new"}
+    assert states("reward.epochs=2") == reused | {"reward": "new", "ppo": "new", "evaluate": "new"}
+    assert states("evaluate.prompts=20") == reused | {"evaluate": "new"}
+    assert states("sft.optimizer.lr=0.5") == dict.fromkeys(reused, "new") | {"pretrain": "reused"}
+    assert states("ppo.checkpoint_every=7", "trainer.devices=1", "logger=none") == reused
+
+
+def test_dry_run_says_what_differs_from_the_nearest_run(
+    pipeline_outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rlhf_here(f"outputs={pipeline_outputs}", "dry_run=true", "ppo.kl_coef=0.3")
+    assert "ppo.kl_coef: 0.05 → 0.3" in capsys.readouterr().out
+
+
+def test_artifacts_load_where_only_transformers_is(pipeline_outputs: Path, tmp_path: Path) -> None:
+    ppo, reward = (only(pipeline_outputs / task) / "artifact" for task in ("ppo", "reward"))
+    script = f"""
+import sys
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained({str(ppo)!r})
+text = tokenizer.apply_chat_template([{{"role": "user", "content": "What does the fox eat?"}}], tokenize=False, add_generation_prompt=True)
+ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+model = AutoModelForCausalLM.from_pretrained({str(ppo)!r})
+assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[0] == 1
+scorer = AutoModelForSequenceClassification.from_pretrained({str(reward)!r})
+assert scorer(**ids).logits.shape == (1, 1)
+assert tokenizer.pad_token_id != tokenizer.eos_token_id
+assert not any(name.startswith("rlhf_lightning") for name in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stage_without_its_parents_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"needs the run of pretrain first.*rlhf task=pretrain seed=5"
+    ):
+        rlhf_here(f"outputs={tmp_path}", "task=sft", "seed=5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_dir_holds_all_stages_and_refuses_another_run(
+    pipeline_outputs: Path, tmp_path: Path
+) -> None:
+    sft, reward = (only(pipeline_outputs / task) for task in ("sft", "reward"))
+    init = [
+        f"ppo.init.policy={sft}",
+        f"ppo.init.reward={reward}/artifact",
+        f"run_dir={tmp_path / 'mine'}",
+    ]
+    metrics = rlhf_here(f"outputs={pipeline_outputs}", "task=ppo", *init)
+    assert "ppo/kl_k1" in metrics and "ppo/eos_rate" in metrics
+    assert (tmp_path / "mine" / "artifact" / "model.safetensors").is_file()
+    with pytest.raises(UserError, match=r"run_dir .*ppo\.kl_coef: 0\.05 → 0\.2"):
+        rlhf_here(f"outputs={pipeline_outputs}", "task=ppo", *init, "ppo.kl_coef=0.2")
+
+
+def test_two_rounds_collect_from_the_current_policy(pipeline_outputs: Path) -> None:
+    rlhf_here(f"outputs={pipeline_outputs}", "pipeline.rounds=2")
+    runs = [p for p in (pipeline_outputs / "pipeline").iterdir() if (p / "round-2").exists()]
+    second = json.loads((runs[0] / "round-2/reward/identity.json").read_text())
+    first_ppo = json.loads((runs[0] / "round-1/ppo/identity.json").read_text())
+    assert second["identity"]["parents"]["policy"] == first_ppo["hash"]
+    prompts = [
+        {
+            json.loads(line)["prompt"][-1]["content"]
+            for line in (runs[0] / f"round-{r}/reward/data/comparisons_train.jsonl").open()
+        }
+        for r in (1, 2)
+    ]
+    assert prompts[0] != prompts[1]
+
+
+def test_two_processes_that_start_the_same_pipeline_do_the_work_once(tmp_path: Path) -> None:
+    processes = [start(tmp_path) for _ in range(2)]
+    outputs = [p.communicate(timeout=280) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    for task in ("pretrain", "sft", "reward", "ppo", "evaluate", "pipeline"):
+        run = only(tmp_path / "outputs" / task)
+        assert metrics_of(run)["status"] == "finished"
+    said = [out + err for out, err in outputs]
+    assert sum("waiting for" in text for text in said) == 1
+    assert sum("ppo: new" in text for text in said) == 1
+
+
+def test_in_a_multirun_a_bad_job_does_not_stop_the_others(
+    pipeline_outputs: Path, tmp_path: Path
+) -> None:
+    done = rlhf(
+        tmp_path,
+        "-m",
+        f"outputs={pipeline_outputs}",
+        "task=ppo",
+        "logger=none",
+        "ppo.kl_coef=-1,0.07,0.08",
+    )
+    assert done.returncode != 0
+    assert "ppo.kl_coef must be >= 0, got -1" in done.stderr and "Traceback" not in done.stderr
+    coefs = [
+        json.loads((run / "identity.json").read_text())["identity"]["ppo"]["kl_coef"]
+        for run in (pipeline_outputs / "ppo").iterdir()
+    ]
+    assert {0.07, 0.08} <= set(coefs)
+    assert len(list((pipeline_outputs / "sft").iterdir())) == 1  # shared, not repeated
