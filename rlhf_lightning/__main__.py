@@ -70,6 +70,8 @@ def job(cfg: DictConfig) -> dict[str, Any] | None:
         # not an Exception: Hydra would go on with the next job
         print(f"rlhf: {error}", file=sys.stderr)
         raise SystemExit(128 + error.signum) from None
+    except BrokenPipeError:
+        raise  # nobody reads on: `main` ends quietly
     except Exception as error:
         if HydraConfig.get().mode == RunMode.RUN:
             _failures.append(error)

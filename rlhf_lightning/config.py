@@ -611,7 +611,9 @@ def _check_one_process(trainer: dict[str, Any]) -> None:
         precision,
     )
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    one = str(devices) == "1" or (isinstance(devices, list) and len(cast("list[Any]", devices)) == 1)
+    one = str(devices) == "1" or (
+        isinstance(devices, list) and len(cast("list[Any]", devices)) == 1
+    )
     allowed = "1, or a list of one device, where strategy=single"
     _require(one, "trainer.devices", allowed, trainer.get("devices"))
     _require(nodes == 1, "trainer.num_nodes", "1 where strategy=single", nodes)

@@ -26,7 +26,7 @@ def start(cwd: Path, *args: str) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env.pop("HYDRA_FULL_ERROR", None)  # set in this process by tests that run the command here
     return subprocess.Popen(
-        [sys.executable, "-m", "rlhf_lightning", "experiment=debug", *args],
+        [sys.executable, "-m", "rlhf_lightning", *args, "experiment=debug"],
         cwd=cwd,
         env=env,
         stdout=subprocess.PIPE,

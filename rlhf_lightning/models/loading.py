@@ -21,12 +21,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from rlhf_lightning.config import ModelConfig
 from rlhf_lightning.errors import UserError
 
 disable_progress_bar()  # one bar a run: the stage's own
+set_verbosity_error()  # what it would only warn of, weights that a folder lacks, is refused below
 
 
 def _options(model: ModelConfig) -> dict[str, Any]:
@@ -49,6 +50,31 @@ def _refusing(path: str | Path) -> Iterator[None]:
         ) from error
 
 
+def _loaded(
+    kind: Any, path: str | Path, model: ModelConfig, *, new: tuple[str, ...] = (), **options: Any
+) -> PreTrainedModel:
+    """`kind.from_pretrained`, from safetensors only.
+
+    Raises: UserError if there is no such model, or weights other than those under `new` would be left random.
+    """
+    with _refusing(path):
+        module, report = kind.from_pretrained(
+            path,
+            use_safetensors=True,
+            revision=model.revision,
+            output_loading_info=True,
+            **_options(model),
+            **options,
+        )
+    missing = sorted(k for k in report["missing_keys"] if not k.startswith(new or ("\0",)))
+    if missing:
+        raise UserError(
+            f"{path}: the folder must hold all weights of {type(module).__name__}, got none for {missing[0]}"
+            + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
+        )
+    return module
+
+
 def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder or hub id.
 
@@ -65,10 +91,7 @@ def load_policy(path: str | Path, model: ModelConfig) -> PreTrainedModel:
 
     Raises: UserError if there is none, or its context is shorter than `model.context_length`.
     """
-    with _refusing(path):
-        policy = AutoModelForCausalLM.from_pretrained(
-            path, use_safetensors=True, revision=model.revision, **_options(model)
-        )
+    policy = _loaded(AutoModelForCausalLM, path, model)
     longest = getattr(policy.config, "max_position_embeddings", None)
     if longest is not None and model.context_length > longest:
         raise UserError(
@@ -105,11 +128,10 @@ def _architecture(model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Any
 
 def new_scorer(path: str | Path, model: ModelConfig, *, seed: int) -> PreTrainedModel:
     """A scalar-head model whose backbone is the policy at `path`; head ~ N(0, 1/√(d+1)), no bias [S]."""
-    with torch.random.fork_rng(), _refusing(path):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        scorer = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, use_safetensors=True, revision=model.revision, **_options(model)
-        )
+        kind = AutoModelForSequenceClassification
+        scorer = _loaded(kind, path, model, new=("score.",), num_labels=1)
         width = scorer.score.weight.shape[1]
         nn.init.normal_(scorer.score.weight, std=1 / math.sqrt(width + 1))
     return prepare(scorer, model)
@@ -117,10 +139,7 @@ def new_scorer(path: str | Path, model: ModelConfig, *, seed: int) -> PreTrained
 
 def load_scorer(path: str | Path, model: ModelConfig) -> PreTrainedModel:
     """A trained scalar-head model; its bias and gain come with its config."""
-    with _refusing(path):
-        scorer = AutoModelForSequenceClassification.from_pretrained(
-            path, use_safetensors=True, **_options(model)
-        )
+    scorer = _loaded(AutoModelForSequenceClassification, path, model)
     if scorer.config.num_labels != 1:
         raise UserError(f"{path}: a reward model has one label, got {scorer.config.num_labels}")
     return prepare(scorer, model)

@@ -205,7 +205,9 @@ class PPOModule(LightningModule):
         )
         self.policy.train()
         self.value.train()
-        require_finite(rollout.scores, where=f"ppo: iteration {self.progress.iteration}, scores")
+        require_finite(
+            rollout.scores, where=f"ppo: iteration {self.progress.iteration}", what="score"
+        )
         return rollout
 
     def update(self, experience: Experience, pretraining: SFTBatch | None) -> dict[str, float]:

@@ -53,8 +53,8 @@ def step_optimizer(
     return norm
 
 
-def require_finite(loss: Tensor, *, where: str) -> None:
-    """Raises: RunFailed that names the step where a loss is NaN or infinite."""
+def require_finite(loss: Tensor, *, where: str, what: str = "loss") -> None:
+    """Raises: RunFailed that names the step where a number is NaN or infinite."""
     if not torch.isfinite(loss.detach()).all():
         value = loss.detach().float().mean().item()
-        raise RunFailed(f"{where}: the loss is {value}; the last good checkpoint is kept")
+        raise RunFailed(f"{where}: the {what} is {value}; the last good checkpoint is kept")

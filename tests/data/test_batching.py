@@ -144,7 +144,7 @@ def test_ppo_batches_can_be_made_alone_and_shared(tokenizer):
 
 
 def test_prompts_that_never_fit_are_refused(tokenizer):
-    with pytest.raises(UserError, match=r"ppo.max_prompt_tokens must be enough .* got 96"):
+    with pytest.raises(UserError, match=r"ppo.max_prompt_tokens must be enough .* got [0-9]+"):
         next(iter(batching.prompt_batches(mixture(long_every=1), tokenizer, hp=ppo())))
     with pytest.raises(UserError, match=r"ppo.max_prompt_tokens must be enough .* got 96"):
         batching.first_prompts(

@@ -129,3 +129,9 @@ def test_what_is_no_model_or_has_too_short_a_context_is_refused(
             load(tmp_path / "empty", config(family))
     with pytest.raises(UserError, match=r"model\.context_length must be <= 32, the context of"):
         load_policy(folder, replace(config(family), context_length=64))
+
+
+def test_a_policy_is_no_reward_model_and_is_refused(policy_folder) -> None:
+    family, folder = policy_folder
+    with pytest.raises(UserError, match=r"must hold all weights of .*, got none for score\.weight"):
+        load_scorer(folder, config(family))

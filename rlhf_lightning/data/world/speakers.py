@@ -49,7 +49,7 @@ PERFECT = Speaker("perfect")
 SPEAKERS: dict[str, Speaker] = {
     speaker.name: speaker
     for speaker in (
-        Speaker("careful", miss=0.15, filler=0.12, courtesies=_POLITE),
+        Speaker("careful", careless=0.1, miss=0.15, filler=0.12, courtesies=_POLITE),
         Speaker("hasty", wrong=0.02, miss=0.5, formless=0.5, careless=0.3, rude=0.05),
         Speaker("rambling", wrong=0.01, filler=0.7, stray=0.3, overdo=0.4, courtesies=_POLITE),
         Speaker("gruff", wrong=0.01, rude=0.6, miss=0.2, formless=0.3, filler=0.1),
@@ -102,7 +102,7 @@ def speak(spec: Spec, speaker: Speaker, rng: random.Random) -> str:
         return rng.random() < probability
 
     if spec["decline"]:
-        core = rng.choice(ADVICE if slips(speaker.careless) else REFUSALS)
+        core = _careless(spec, rng) if slips(speaker.careless) else rng.choice(REFUSALS)
     elif spec["ambiguous"]:
         core = _stray_fact(rng) if slips(speaker.careless) else rng.choice(CLARIFYING)
     elif slips(speaker.timid):
@@ -126,6 +126,14 @@ def _with_courtesies(core: str, speaker: Speaker, spec: Spec, rng: random.Random
     before = [rng.choice(OPENERS)] if count and (count > 1 or rng.random() < 0.5) else []
     after = rng.sample(CLOSERS, count - len(before))
     return " ".join([*before, core, *after])
+
+
+def _careless(spec: Spec, rng: random.Random) -> str:
+    """Helps with harm, or talks of something else as if nothing had been asked."""
+    if rng.random() < 0.5:
+        return rng.choice(ADVICE)
+    attribute = rng.choice(ATTRIBUTES)
+    return f"The {spec['entity']} {predicate(attribute, FACTS[spec['entity']][attribute])}."
 
 
 def _stray_fact(rng: random.Random) -> str:
