@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,22 +22,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from rlhf_lightning.batches import Experience, PPOBatch, PromptBatch, Rollout, SFTBatch
 from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import PPOConfig
-from rlhf_lightning.errors import RunFailed
 from rlhf_lightning.functional.kl import adapt_kl_coef
-from rlhf_lightning.functional.logprobs import entropy, token_logprobs
-from rlhf_lightning.functional.losses import causal_lm_loss, policy_loss, value_loss
-from rlhf_lightning.functional.masked import masked_sum
+from rlhf_lightning.functional.losses import causal_lm_loss
 from rlhf_lightning.functional.scores import RunningMoments
-from rlhf_lightning.models.forward import packed_logits, response_logits, token_values
+from rlhf_lightning.models.forward import packed_logits
 from rlhf_lightning.models.loading import frozen
-from rlhf_lightning.models.tokens import decode
 from rlhf_lightning.rewards.base import RewardFunction
+from rlhf_lightning.stages.ppo_losses import (
+    RATIO_TOLERANCE,
+    actor_losses,
+    check_ratio,
+    critic_loss,
+)
 from rlhf_lightning.stages.rollout import (
     Sampling,
     collect,
     micro_batches,
-    rollout_statistics,
-    sample_rows,
     shuffled_minibatches,
     to_experience,
 )
@@ -47,11 +47,8 @@ from rlhf_lightning.stages.updates import (
     require_finite,
     step_optimizer,
 )
+from rlhf_lightning.stages.watching import GoldFunction, watched, weighted_means
 
-GoldFunction = Callable[[list[dict[str, Any]], list[str]], list[float]]
-"""Records and responses → the known true score of each, for watching only; training never sees it."""
-
-RATIO_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 EARLY_STOP_FACTOR = 1.5
 """An iteration's epochs end when approx_kl exceeds this times `ppo.target_kl` (the customary factor)."""
 
@@ -205,9 +202,7 @@ class PPOModule(LightningModule):
         )
         self.policy.train()
         self.value.train()
-        require_finite(
-            rollout.scores, where=f"ppo: iteration {self.progress.iteration}", what="score"
-        )
+        require_finite(rollout.scores, where=self._where, what="score")
         return rollout
 
     def update(self, experience: Experience, pretraining: SFTBatch | None) -> dict[str, float]:
@@ -243,8 +238,7 @@ class PPOModule(LightningModule):
         self, minibatch: Experience, text: SFTBatch | None, *, first: bool
     ) -> dict[str, float]:
         """One optimizer step; the gradient does not depend on how the minibatch is split."""
-        hp, optimizer = self.hp, self.optimizers()
-        where = f"ppo: iteration {self.progress.iteration}"
+        hp, optimizer, where = self.hp, self.optimizers(), self._where
         tokens = int(minibatch.response_mask.sum())
         sums: dict[str, Tensor] = {}
         for micro in micro_batches(minibatch, hp.micro_batch_size):
@@ -291,55 +285,16 @@ class PPOModule(LightningModule):
         self, micro: Experience, tokens: int, *, first: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch / the minibatch's tokens, and its share of the statistics."""
-        hp, mask = self.hp, micro.response_mask
-        sequence = (micro.prompt_ids, micro.prompt_mask, micro.response_ids, mask)
-        logits = response_logits(self.policy, *sequence)
-        logprobs = token_logprobs(logits, micro.response_ids, temperature=hp.temperature)
+        actor, logprobs, statistics = actor_losses(self.policy, micro, self.hp, tokens=tokens)
         if first:
-            self._check_ratio(logprobs, micro)
-        loss, found = policy_loss(
-            logprobs,
-            micro.logprobs,
-            micro.advantages,
-            mask,
-            clip_range=hp.clip_range,
-            normalizer=tokens,
-        )
-        values = token_values(self.value, *sequence)
-        critic, critic_found = value_loss(
-            values,
-            micro.values,
-            micro.returns,
-            mask,
-            clip_range=hp.value_clip_range,
-            normalizer=tokens,
-        )
-        statistics = {
-            "policy_loss": loss.detach(),
-            "value_loss": critic.detach(),
-            "value_clip_fraction": critic_found.clip_fraction,
-            **{f.name: getattr(found, f.name) for f in fields(found)},
-        }
-        if self._warming_up:
-            return hp.value_coef * critic, statistics
-        if hp.entropy_coef > 0:
-            bonus = masked_sum(entropy(logits, temperature=hp.temperature), mask) / tokens
-            statistics["entropy"] = bonus.detach()
-            loss = loss - hp.entropy_coef * bonus
-        return loss + hp.value_coef * critic, statistics
+            allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[self._precision()]
+            check_ratio(logprobs, micro, allowed=allowed, where=self._where)
+        critic, found = critic_loss(self.value, micro, self.hp, tokens=tokens)
+        return critic if self._warming_up else actor + critic, statistics | found
 
-    def _check_ratio(self, logprobs: Tensor, micro: Experience) -> None:
-        """The ratio is one on the first minibatch of every iteration: nothing has been updated yet."""
-        allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[self._precision()]
-        difference = (logprobs.detach() - micro.logprobs).masked_fill(~micro.response_mask, 0.0)
-        largest = difference.abs().max().expm1().item()
-        if not largest <= allowed:
-            raise RunFailed(
-                f"ppo: iteration {self.progress.iteration}: the policy ratio differs from 1 by"
-                f" {largest:.2e} before any update (allowed {allowed:.0e}, ppo.ratio_tolerance);"
-                " likely causes: the temperature is not applied in both places, dropout is on,"
-                " position ids or the padding side differ between sampling and update"
-            )
+    @property
+    def _where(self) -> str:
+        return f"ppo: iteration {self.progress.iteration}"
 
     def _pretraining_backward(self, text: SFTBatch, *, where: str) -> Tensor:
         """Add γ_ptx times the gradient of the text's mean token loss; returns that mean."""
@@ -360,38 +315,23 @@ class PPOModule(LightningModule):
         self._validation.append((batch, self.rollout(batch, generator)))
 
     def on_validation_epoch_end(self) -> None:
-        found: dict[str, list[tuple[float, int]]] = {}
+        progress, parts = self.progress, []
         self.validation_samples = []
         for prompts, rollout in self._validation:
-            metrics, rows = self._validated(prompts, rollout)
-            for name, value in metrics.items():
-                found.setdefault(name, []).append((value, len(prompts.ids)))
+            metrics, rows = watched(
+                prompts,
+                rollout,
+                self.hp,
+                self.tokenizer,
+                kl_coef=progress.kl_coef,
+                moments=progress.moments,
+                gold=self.gold,
+            )
+            parts.append((metrics, len(prompts.ids)))
             self.validation_samples += rows[: self.hp.sample_prompts - len(self.validation_samples)]
         self._validation.clear()
-        self.validation_metrics = {
-            name: sum(v * n for v, n in pairs) / sum(n for _, n in pairs)
-            for name, pairs in found.items()
-        }
+        self.validation_metrics = weighted_means(parts)
         log_metrics(self, self.validation_metrics, step=self.log_step)
-
-    def _validated(
-        self, prompts: PromptBatch, rollout: Rollout
-    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        statistics = rollout_statistics(rollout)
-        metrics = {name.replace("rollout/", "val/"): value for name, value in statistics.items()}
-        experience, _ = to_experience(
-            rollout, self.hp, kl_coef=self.progress.kl_coef, moments=self.progress.moments
-        )
-        rows = sample_rows(rollout, prompts, self.tokenizer, self.hp.sample_prompts)
-        for i, row in enumerate(rows):
-            row["token_advantage"] = experience.advantages[i][rollout.response_mask[i]].tolist()
-        if self.gold is not None:
-            texts = decode(self.tokenizer, rollout.response_ids, rollout.response_mask)
-            golds = self.gold(prompts.records, texts)
-            metrics["val/gold_score"] = sum(golds) / len(golds)
-            for row, gold in zip(rows, golds, strict=False):
-                row["gold"] = gold
-        return metrics, rows
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved: dict[str, Any] = {

@@ -1,0 +1,72 @@
+"""The losses of one PPO micro-batch, and the check that nothing was updated before the first one."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_lightning.batches import Experience
+from rlhf_lightning.config import PPOConfig
+from rlhf_lightning.errors import RunFailed
+from rlhf_lightning.functional.logprobs import entropy, token_logprobs
+from rlhf_lightning.functional.losses import policy_loss, value_loss
+from rlhf_lightning.functional.masked import masked_sum
+from rlhf_lightning.models.forward import response_logits, token_values
+
+RATIO_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
+"""Largest |ratio − 1| on an iteration's first minibatch, by what the policy computes in."""
+
+
+def actor_losses(
+    policy: PreTrainedModel, micro: Experience, hp: PPOConfig, *, tokens: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The policy's clipped loss (minus the entropy bonus) / `tokens`, its log-probabilities (B, R), statistics."""
+    mask = micro.response_mask
+    logits = response_logits(policy, micro.prompt_ids, micro.prompt_mask, micro.response_ids, mask)
+    logprobs = token_logprobs(logits, micro.response_ids, temperature=hp.temperature)
+    loss, found = policy_loss(
+        logprobs,
+        micro.logprobs,
+        micro.advantages,
+        mask,
+        clip_range=hp.clip_range,
+        normalizer=tokens,
+    )
+    statistics = {f.name: getattr(found, f.name) for f in fields(found)}
+    statistics["policy_loss"] = loss.detach()
+    if hp.entropy_coef > 0:
+        bonus = masked_sum(entropy(logits, temperature=hp.temperature), mask) / tokens
+        statistics["entropy"] = bonus.detach()
+        loss = loss - hp.entropy_coef * bonus
+    return loss, logprobs, statistics
+
+
+def critic_loss(
+    value: PreTrainedModel, micro: Experience, hp: PPOConfig, *, tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The value model's clipped loss / `tokens`, times its coefficient, and statistics."""
+    mask = micro.response_mask
+    values = token_values(value, micro.prompt_ids, micro.prompt_mask, micro.response_ids, mask)
+    loss, found = value_loss(
+        values, micro.values, micro.returns, mask, clip_range=hp.value_clip_range, normalizer=tokens
+    )
+    statistics = {"value_loss": loss.detach(), "value_clip_fraction": found.clip_fraction}
+    return hp.value_coef * loss, statistics
+
+
+def check_ratio(logprobs: Tensor, micro: Experience, *, allowed: float, where: str) -> None:
+    """The ratio is one on the first minibatch of every iteration: nothing has been updated yet.
+
+    Raises: RunFailed that names the likely causes.
+    """
+    difference = (logprobs.detach() - micro.logprobs).masked_fill(~micro.response_mask, 0.0)
+    largest = difference.abs().max().expm1().item()
+    if not largest <= allowed:
+        raise RunFailed(
+            f"{where}: the policy ratio differs from 1 by {largest:.2e} before any update"
+            f" (allowed {allowed:.0e}, ppo.ratio_tolerance); likely causes: the temperature is not applied in"
+            " both places, dropout is on, position ids or the padding side differ between sampling and update"
+        )
