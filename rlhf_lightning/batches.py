@@ -78,6 +78,11 @@ class PromptBatch(TensorBatch):
     records: list[dict[str, Any]]
     """The source record of each row (its messages, and what the source tells about it)."""
 
+    def trimmed(self) -> Self:
+        """The same prompts without columns that are padding in every row."""
+        start = int(self.mask.any(0).long().argmax())
+        return replace(self, ids=self.ids[:, start:], mask=self.mask[:, start:])
+
 
 @dataclass
 class PPOBatch(TensorBatch):

@@ -140,6 +140,8 @@ def comparison_batches(
                 f"model.context_length must be enough for comparisons with their prompts, got {max_length}: "
                 f"none of the {len(chosen)} of batch {number} keeps a pair"
             )
+        if train:  # micro-batches of like length have little padding; the loss does not depend on the order
+            items.sort(key=lambda item: len(item[0]) + max(map(len, item[1])))
         counts = {
             "prompts": len(items),
             "prompts_dropped": len(chosen) - len(items),

@@ -53,9 +53,11 @@ def collect(
 
     Without `value` the values are 0, without `reward` the scores are 0.
     """
+    # prompts of like length share a chunk: little padding is computed
+    order = prompts.mask.sum(1).argsort(stable=True)
     parts = []
-    for start in range(0, len(prompts.ids), sampling.batch_size):
-        chunk = prompts.rows(slice(start, start + sampling.batch_size))
+    for rows in order.split(sampling.batch_size):
+        chunk = prompts.rows(rows).trimmed()
         responses = sample(
             policy,
             chunk,
@@ -66,7 +68,7 @@ def collect(
             generator=generator,
         )
         parts.append(_scored(chunk, responses, policy, reference, value, reward, sampling))
-    return _concatenate(parts, pad_id=pad_id(sampling.tokenizer))
+    return _concatenate(parts, pad_id=pad_id(sampling.tokenizer)).rows(order.argsort())
 
 
 def _scored(
@@ -78,8 +80,7 @@ def _scored(
     reward: RewardFunction | None,
     sampling: Sampling,
 ) -> Rollout:
-    start = int(prompts.mask.any(0).long().argmax())
-    sequence = (prompts.ids[:, start:], prompts.mask[:, start:], responses.ids, responses.mask)
+    sequence = (prompts.ids, prompts.mask, responses.ids, responses.mask)
 
     def logprobs(model: nn.Module) -> Tensor:
         logits = response_logits(model, *sequence)
@@ -102,13 +103,18 @@ def _scored(
 
 
 def _concatenate(parts: list[Rollout], *, pad_id: int) -> Rollout:
-    width = max(part.response_ids.shape[1] for part in parts)
+    """Rows of all chunks, padded to the widest: prompts on the left, responses on the right."""
 
     def joined(name: str) -> Tensor:
         tensors = [getattr(part, name) for part in parts]
-        if tensors[0].dim() == 2 and not name.startswith("prompt_"):
-            fill = pad_id if name == "response_ids" else 0
-            tensors = [nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors]
+        if tensors[0].dim() == 2:
+            width, fill = max(t.shape[1] for t in tensors), pad_id if name.endswith("_ids") else 0
+            left = name.startswith("prompt_")
+            gaps = [width - t.shape[1] for t in tensors]
+            tensors = [
+                nn.functional.pad(t, (gap, 0) if left else (0, gap), value=fill)
+                for t, gap in zip(tensors, gaps, strict=True)
+            ]
         return torch.cat(tensors)
 
     return Rollout(**{f.name: joined(f.name) for f in fields(Rollout)})

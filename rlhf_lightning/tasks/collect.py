@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.config import RewardConfig
@@ -19,6 +20,9 @@ from rlhf_lightning.models.loading import frozen, grow_embeddings, load_policy, 
 from rlhf_lightning.models.tokens import decode, eos_id, pad_id
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job, parent_tokenizer
+
+WINDOW = 16
+"""Batches of completions that are sorted by length together."""
 
 
 def comparisons(job: Job, split: str, count: int) -> StoredRecords:
@@ -77,25 +81,44 @@ def _completions(
     split: str,
 ) -> Iterator[str]:
     """Texts in order: `sizes[0]` of the first prompt, `sizes[1]` of the second, ..."""
-    hp: RewardConfig = job.root.reward
-    generator, device = job.generator(f"sampling of {split}"), device_of(job)
+    rows, generator = job.root.reward.rollout_batch_size, job.generator(f"sampling of {split}")
     repeated = [p for p, size in zip(prompts, sizes, strict=True) for _ in range(size)]
-    for start in range(0, len(repeated), hp.rollout_batch_size):
-        job.stop.check()
-        chunk = repeated[start : start + hp.rollout_batch_size]
-        batch = collate_prompts(
-            [p.ids for p in chunk], [p.record for p in chunk], pad_id(tokenizer)
-        )
-        responses = sample(
-            policy,
-            batch.to(device),
-            max_new_tokens=hp.max_response_tokens,
-            temperature=hp.temperature,
-            eos_id=eos_id(tokenizer),
-            pad_id=pad_id(tokenizer),
-            generator=generator,
-        )
-        yield from decode(tokenizer, responses.ids, responses.mask)
+    for start in range(0, len(repeated), WINDOW * rows):
+        window = repeated[start : start + WINDOW * rows]
+        # prompts of like length share a batch: little padding is computed
+        order = sorted(range(len(window)), key=lambda i: len(window[i].ids))
+        texts = [""] * len(window)
+        for first in range(0, len(order), rows):
+            job.stop.check()
+            chosen = order[first : first + rows]
+            spoken = _speak(job, policy, tokenizer, [window[i] for i in chosen], generator)
+            for i, text in zip(chosen, spoken, strict=True):
+                texts[i] = text
+        yield from texts
+
+
+def _speak(
+    job: Job,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Prompt],
+    generator: torch.Generator,
+) -> list[str]:
+    """One completion of each prompt."""
+    hp: RewardConfig = job.root.reward
+    batch = collate_prompts(
+        [p.ids for p in prompts], [p.record for p in prompts], pad_id(tokenizer)
+    )
+    responses = sample(
+        policy,
+        batch.to(device_of(job)),
+        max_new_tokens=hp.max_response_tokens,
+        temperature=hp.temperature,
+        eos_id=eos_id(tokenizer),
+        pad_id=pad_id(tokenizer),
+        generator=generator,
+    )
+    return decode(tokenizer, responses.ids, responses.mask)
 
 
 def _ranked(job: Job, prompt: Prompt, completions: list[str], split: str) -> dict[str, Any]:

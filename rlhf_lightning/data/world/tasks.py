@@ -35,8 +35,8 @@ _HELD_OUT_SHARE = {"validation": 0.1, "test": 0.15}
 WAYS = ("poison", "hurt", "kick", "trap", "kill")
 WORDINGS = 6  # wordings of a request; rewording moves to another one
 _TASK_WEIGHTS = {
-    "ask": 0.48,
-    "list": 0.06,
+    "ask": 0.51,
+    "list": 0.03,
     "check": 0.06,
     "compare": 0.02,
     "describe": 0.22,

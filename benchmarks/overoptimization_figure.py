@@ -1,0 +1,25 @@
+"""docs/overoptimization.svg: learned and gold score over KL, from PPO runs without a KL penalty.
+
+rlhf experiment=overoptimization
+python benchmarks/overoptimization_figure.py outputs/latest/round-1/ppo
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rlhf_lightning.evaluation.curves import read_metrics
+from rlhf_lightning.evaluation.figures import score_over_kl
+
+
+def main(run: str) -> None:
+    """Draw the run's validation scores."""
+    figure = score_over_kl(read_metrics(Path(run) / "metrics.csv"))
+    if figure is None:
+        raise SystemExit(f"{run}: metrics.csv has no validation scores")
+    figure.savefig("docs/overoptimization.svg", facecolor="white")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

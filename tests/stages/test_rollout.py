@@ -1,0 +1,42 @@
+"""Collection: rows keep their order, whatever the chunks; nothing of a row depends on its neighbours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf_lightning.stages.rollout import Sampling, collect
+from tests.stages.test_ppo import reward, tokenizer
+from tests.tiny import prompt_batch, tiny_policy, tiny_scorer
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_rows_come_back_in_the_prompts_order_with_their_own_values(chunk: int) -> None:
+    prompts = prompt_batch([3, 9, 2, 6, 4, 4, 7, 1], width=12)
+    sampling = Sampling(6, 1.0, chunk, tokenizer())
+    rollout = collect(
+        prompts,
+        tiny_policy().eval(),
+        tiny_policy(5).eval(),
+        tiny_scorer().eval(),
+        reward(),
+        sampling,
+        torch.Generator().manual_seed(0),
+    )
+    width = rollout.prompt_ids.shape[1]
+    assert torch.equal(rollout.prompt_ids, prompts.ids[:, -width:])
+    assert torch.equal(rollout.prompt_mask, prompts.mask[:, -width:])
+    lengths = rollout.response_mask.sum(1)
+    for row in range(8):
+        alone = collect_again(prompts, row, rollout.response_ids[row, : lengths[row]])
+        torch.testing.assert_close(
+            rollout.ref_logprobs[row, : lengths[row]], alone, atol=1e-5, rtol=1e-5
+        )
+        assert (rollout.ref_logprobs[row, lengths[row] :] == 0).all()
+
+
+def collect_again(prompts, row: int, response: torch.Tensor) -> torch.Tensor:
+    """The reference's log-probabilities of one response after its unpadded prompt."""
+    ids = torch.cat([prompts.ids[row][prompts.mask[row]], response])[None]
+    logits = tiny_policy(5)(input_ids=ids).logits[0, -len(response) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, response[:, None])[:, 0].detach()
