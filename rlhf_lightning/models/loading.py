@@ -132,8 +132,8 @@ def new_scorer(path: str | Path, model: ModelConfig, *, seed: int) -> PreTrained
         torch.manual_seed(seed)
         kind = AutoModelForSequenceClassification
         scorer = _loaded(kind, path, model, new=("score.",), num_labels=1)
-        width = scorer.score.weight.shape[1]
-        nn.init.normal_(scorer.score.weight, std=1 / math.sqrt(width + 1))
+        head: Any = scorer.score
+        nn.init.normal_(head.weight, std=1 / math.sqrt(head.weight.shape[1] + 1))
     return prepare(scorer, model)
 
 
