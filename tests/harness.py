@@ -52,6 +52,7 @@ def wait_for(
             raise AssertionError(f"ended early with {process.returncode}: {process.communicate()}")
         if time.monotonic() > end:
             process.kill()
+            process.communicate()
             raise AssertionError("the condition never came true")
         time.sleep(0.01)
 

@@ -83,7 +83,10 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
         # unknown group option
         (["model=nanoo"], "model must be one of hf, nano, small, got 'nanoo'; did you mean nano?"),
         (["ppo=3"], "ppo must be one of default, instructgpt, tldr, got '3'"),
-        (["experiment=debgu"], "experiment must be one of debug, got 'debgu'; did you mean debug?"),
+        (
+            ["experiment=debgu"],
+            "experiment must be one of debug, overoptimization, got 'debgu'; did you mean debug?",
+        ),
         (["optimizer@sft.optimiser=sgd"], "did you mean optimizer@sft.optimizer?"),
         # unknown key on the command line
         (["ppo.kl_coeff=1"], "ppo.kl_coeff must be a known setting, got an unknown key; did you mean ppo.kl_coef?"),
@@ -160,11 +163,11 @@ def test_a_signature_that_cannot_be_read_is_imported() -> None:
 
 
 def test_defaults_diff_names_exactly_what_was_changed() -> None:
-    root = checked("ppo.kl_coef=0.1", "seed=3", "+sft.optimizer.fused=false")
+    root = checked("ppo.kl_coef=0.3", "seed=3", "+sft.optimizer.fused=false")
     assert compose.defaults_diff(root) == {
         "seed": (0, 3),
         "sft.optimizer.fused": (None, False),
-        "ppo.kl_coef": (compose.default_root().ppo.kl_coef, 0.1),
+        "ppo.kl_coef": (compose.default_root().ppo.kl_coef, 0.3),
     }
     assert compose.defaults_diff(checked()) == {}
 

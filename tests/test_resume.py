@@ -53,8 +53,8 @@ def test_ppo_killed_at_three_moments_ends_in_the_same_weights(
     for seen in (1, 3, 7):
         process = start(tmp_path, *command, f"run_dir={broken}")
         wait_for(lambda seen=seen: rows(broken) >= seen, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate()
         assert not (broken / "artifact").exists()
     finished(start(tmp_path, *command, f"run_dir={broken}"))
     assert weights(broken) == weights(straight)
@@ -104,8 +104,8 @@ def test_the_other_stages_resume_to_the_bit_too(
     run, straight = tmp_path / "run", tmp_path / "straight"
     process = start(tmp_path, *command, f"run_dir={run}")
     wait_for(lambda: rows(run) >= 4, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     time.sleep(0.1)
     rlhf_here(*command, f"run_dir={run}")
     rlhf_here(*command, f"run_dir={straight}")
