@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["Prompt", "comparison_batches", "first_prompts", "prompt_batches", "sft_batches"]
 
 
+EncodedComparison = tuple[list[int], list[list[int]], Record]
+"""Prompt ids, ids of each completion, record."""
+
+
 def sft_batches(
     mixture: Mixture,
     tokenizer: PreTrainedTokenizerBase,
@@ -100,6 +104,11 @@ def prompt_batches(
             documents = [mixture.record("text", "train", start + index) for index in indices]
             length = hp.max_prompt_tokens + hp.max_response_tokens
             batch.pretraining, found = _packed(documents, tokenizer, length)
+            if documents and not found["examples"]:
+                raise UserError(
+                    "ppo.max_prompt_tokens + ppo.max_response_tokens must be enough for some of the"
+                    f" pretraining text, got {length}: all {len(documents)} of batch {number} are longer"
+                )
             counts |= {"texts": found["examples"], "texts_too_long": found["too_long"]}
         return Counted(batch, counts)
 
@@ -133,7 +142,7 @@ def comparison_batches(
 
     def make_batch(number: int) -> Counted:
         chosen = [records[index] for index in stream.share(number, rank, world_size)]
-        items, too_long = _comparisons(chosen, tokenizer, max_length, keep_tied=not train)
+        items, too_long = fitting_comparisons(chosen, tokenizer, max_length, keep_tied=not train)
         # a batch of nothing but ties is no fault: it teaches nothing
         if chosen and not items and too_long:
             raise UserError(
@@ -207,13 +216,17 @@ def _packed(
     return collate.pack(fitting, max_length, _pad(tokenizer)), counts
 
 
-def _comparisons(
+def fitting_comparisons(
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
     keep_tied: bool,
-) -> tuple[list[tuple[list[int], list[list[int]], Record]], int]:
+) -> tuple[list[EncodedComparison], int]:
+    """Comparisons without the completions that are too long with their prompt, and how many these were.
+
+    One that keeps no pair is left out, unless `keep_tied` and it keeps a completion.
+    """
     prompts = collate.encode_prompts(tokenizer, [record["prompt"] for record in records])
     texts = [text for record in records for text in record["completions"]]
     encoded = iter(collate.encode_completions(tokenizer, texts))
@@ -223,6 +236,6 @@ def _comparisons(
         kept = [i for i, ids in enumerate(completions) if len(prompt) + len(ids) <= max_length]
         too_long += len(completions) - len(kept)
         smaller = record if len(kept) == len(completions) else keep_completions(record, kept)
-        if pairs_of(smaller)[0] or (keep_tied and len(kept) > 1):
+        if pairs_of(smaller)[0] or (keep_tied and kept):
             items.append((prompt, [completions[i] for i in kept], smaller))
     return items, too_long

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.data.batching import comparison_batches
-from rlhf_lightning.data.collate import collate_comparisons, encode_completions, encode_prompts
 from rlhf_lightning.data.datamodule import StageData
-from rlhf_lightning.data.records import pairs_of
-from rlhf_lightning.data.stored import StoredRecords
-from rlhf_lightning.functional.statistics import expected_calibration_error
-from rlhf_lightning.models.forward import sequence_scores
 from rlhf_lightning.models.loading import (
     frozen,
     grow_embeddings,
@@ -25,14 +15,12 @@ from rlhf_lightning.models.loading import (
     new_policy,
     new_scorer,
     parameters_of,
-    placed,
     save,
 )
-from rlhf_lightning.models.tokens import pad_id
 from rlhf_lightning.runs.files import temporary_name
 from rlhf_lightning.stages.reward_model import RewardModule
 from rlhf_lightning.tasks.collect import comparisons
-from rlhf_lightning.tasks.fit import device_of, fit
+from rlhf_lightning.tasks.fit import fit
 from rlhf_lightning.tasks.job import (
     Job,
     export,
@@ -40,6 +28,7 @@ from rlhf_lightning.tasks.job import (
     parent_tokenizer,
     require_same_tokenizer,
 )
+from rlhf_lightning.tasks.reward_metrics import accuracies, scored
 
 DEMONSTRATIONS = 512
 """Demonstrations whose mean score the bias makes 0."""
@@ -76,7 +65,7 @@ def run(job: Job) -> dict[str, float]:
     )
     frozen(model)
     calibrate(job, model, tokenizer)
-    metrics = _metrics(job, model, tokenizer, held_out) | {
+    metrics = accuracies(job, model, tokenizer, held_out) | {
         "reward/prompts": float(len(train)),
         "reward/completions": float(sum(len(r["completions"]) for r in train)),
         "reward/completions_too_long": float(loaders[0].counts["completions_too_long"]),
@@ -119,122 +108,15 @@ def calibrate(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
         return
     size = job.mixture.size("demonstration", "train")
     count = DEMONSTRATIONS if size is None else min(size, DEMONSTRATIONS)
-    records = list(job.mixture.records("demonstration", "train", count))
-    prompts = [r["messages"][:-1] for r in records]
-    replies = [[r["messages"][-1]["content"]] for r in records]
-    found = [
-        score
-        for scores in _scores(job, model, tokenizer, prompts, replies)
-        for score in scores.tolist()
+    spoken = [
+        {"prompt": r["messages"][:-1], "completions": [r["messages"][-1]["content"]], "ranks": [0]}
+        for r in job.mixture.records("demonstration", "train", count)
     ]
-    scores = torch.tensor(found)
+    judged = scored(job, model, tokenizer, spoken)
+    if not judged:
+        job.say("no demonstration fits model.context_length: the reward's bias stays 0")
+        return
+    scores = torch.cat([found for _, found in judged])
     model.config.reward_bias = scores.mean().item()
     if job.root.reward.calibrate_gain:
         model.config.reward_gain = 1 / max(scores.std().item(), 1e-6)
-
-
-@torch.no_grad()
-def _scores(
-    job: Job,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Sequence[dict[str, str]]],
-    completions: Sequence[Sequence[str]],
-) -> list[torch.Tensor]:
-    """Scores of each prompt's completions."""
-    hp, device = job.root.reward, device_of(job)
-    placed(model, device)
-    encoded = encode_prompts(tokenizer, prompts)
-    texts = iter(encode_completions(tokenizer, [t for row in completions for t in row]))
-    items = [
-        (p, [next(texts) for _ in row], {}) for p, row in zip(encoded, completions, strict=True)
-    ]
-    found: list[torch.Tensor] = []
-    for start in range(0, len(items), hp.micro_batch_size):
-        job.stop.check()
-        chunk = items[start : start + hp.micro_batch_size]
-        batch = collate_comparisons(
-            [(p, c, {"ranks": [0] * len(c)}) for p, c, _ in chunk], pad_id(tokenizer)
-        )
-        scores = sequence_scores(model, batch.ids.to(device), batch.mask.to(device)).cpu()
-        found += scores.split([len(c) for _, c, _ in chunk])
-    return found
-
-
-@dataclass
-class _Pairs:
-    """Outcomes on pairs: 1 right, ½ equal, 0 wrong."""
-
-    outcomes: list[float]
-
-    @property
-    def accuracy(self) -> float:
-        return sum(self.outcomes) / len(self.outcomes) if self.outcomes else float("nan")
-
-
-def _metrics(
-    job: Job,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    held_out: dict[str, StoredRecords],
-) -> dict[str, float]:
-    """Accuracies on held-out prompts: validation is labeled by training's labelers, test by held-out ones."""
-    validation = _judged(job, model, tokenizer, held_out["validation"])
-    test = _judged(job, model, tokenizer, held_out["test"])
-    both = [*validation, *test]
-    gold = [o for record, scores in both for o in _gold_outcomes(job, record, scores)]
-    metrics = {
-        "reward/pairwise_accuracy": _accuracy(validation),
-        "reward/pairwise_accuracy_held_out_labelers": _accuracy(test),
-        "reward/length_baseline_accuracy": _accuracy(
-            [(r, torch.tensor([float(len(t)) for t in r["completions"]])) for r, _ in validation]
-        ),
-        "reward/ece": _calibration(validation),
-        "reward/score_std": torch.cat([s for _, s in both]).std().item(),
-    }
-    if gold:
-        metrics["reward/gold_accuracy"] = _Pairs(gold).accuracy
-    by_size: dict[int, list[float]] = defaultdict(list)
-    for record, scores in validation:
-        by_size[len(record["completions"])] += _outcomes(pairs_of(record)[0], scores)
-    for size, outcomes in sorted(by_size.items()):
-        metrics[f"reward/pairwise_accuracy_k{size}"] = _Pairs(outcomes).accuracy
-    agreement = job.mixture.labeler_agreement()
-    return metrics if agreement is None else metrics | {"labelers/agreement": agreement}
-
-
-def _judged(
-    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, records: StoredRecords
-) -> list[tuple[dict[str, Any], torch.Tensor]]:
-    found = list(records)
-    prompts, completions = [r["prompt"] for r in found], [r["completions"] for r in found]
-    return list(zip(found, _scores(job, model, tokenizer, prompts, completions), strict=True))
-
-
-def _outcomes(pairs: Iterable[tuple[int, int]], scores: torch.Tensor) -> list[float]:
-    values = scores.tolist()
-    return [0.5 if values[w] == values[x] else float(values[w] > values[x]) for w, x in pairs]
-
-
-def _accuracy(judged: Iterable[tuple[dict[str, Any], torch.Tensor]]) -> float:
-    return _Pairs([o for r, s in judged for o in _outcomes(pairs_of(r)[0], s)]).accuracy
-
-
-def _gold_outcomes(job: Job, record: dict[str, Any], scores: torch.Tensor) -> list[float]:
-    """Against the gold order; gold ties are left out."""
-    golds = [job.mixture.gold(record, text) for text in record["completions"]]
-    if any(g is None for g in golds):
-        return []
-    totals = [g.total for g in golds]
-    indices = range(len(totals))
-    pairs = [(w, x) for w in indices for x in indices if totals[w] > totals[x] + 1e-9]
-    return _outcomes(pairs, scores)
-
-
-def _calibration(judged: Iterable[tuple[dict[str, Any], torch.Tensor]]) -> float:
-    differences = [
-        scores[w] - scores[x] for record, scores in judged for w, x in pairs_of(record)[0]
-    ]
-    if not differences:
-        return float("nan")
-    return float(expected_calibration_error(torch.stack(differences).sigmoid()))
