@@ -49,6 +49,7 @@ LIGHTNING = {
     "stages/ppo.py",
     "data/datamodule.py",
     "tasks/fit.py",
+    "tasks/ppo.py",  # its loggers
     "tasks/report.py",  # its version
 }
 LIGHTNING_PARTS = ("callbacks", "strategies")

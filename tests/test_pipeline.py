@@ -65,6 +65,7 @@ def test_tensorboard_holds_the_scalars_the_tables_and_the_heat_strips(
     assert [e.step for e in events.Scalars("rollout/score")] == [1, 2]
     assert any("samples" in tag for tag in tags["tensors"])
     assert any("tokens" in tag for tag in tags["images"])
+    assert "score_over_kl" in tags["images"]
 
 
 def test_the_same_command_again_does_nothing(pipeline_outputs: Path) -> None:

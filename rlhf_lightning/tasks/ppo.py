@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.config import PPOConfig
@@ -14,6 +15,8 @@ from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.data.loader import BatchLoader
 from rlhf_lightning.data.tokenizer import tokenizer_fingerprint
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.evaluation.curves import read_metrics
+from rlhf_lightning.evaluation.figures import score_over_kl
 from rlhf_lightning.models.loading import (
     frozen,
     grow_embeddings,
@@ -77,6 +80,7 @@ def run(job: Job) -> dict[str, float]:
     )
     module.policy = module.exported_policy  # what is exported is what is measured
     trainer.validate(module, validation, verbose=False)
+    _draw(job, trainer)
     metrics = _final(module.validation_metrics) | {
         "ppo/episodes": float(module.progress.episodes),
         "ppo/updates": float(module.progress.updates),
@@ -109,6 +113,15 @@ def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
 def _scorer(job: Job, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     model = job.root.reward.model or job.root.model
     return grow_embeddings(load_scorer(job.parents["reward"].path, model), tokenizer)
+
+
+def _draw(job: Job, trainer: Trainer) -> None:
+    """Score and gold over KL, for loggers that take figures."""
+    figure = score_over_kl(read_metrics(job.run.metrics_csv))
+    writers = [logger.experiment for logger in trainer.loggers]
+    for writer in writers:
+        if figure is not None and hasattr(writer, "add_figure"):
+            writer.add_figure("score_over_kl", figure, job.root.ppo.iterations, close=False)
 
 
 def _final(validation: dict[str, float]) -> dict[str, float]:
