@@ -202,3 +202,22 @@ def test_in_a_multirun_a_bad_job_does_not_stop_the_others(
     ]
     assert {0.07, 0.08} <= set(coefs)
     assert len(list((pipeline_outputs / "sft").iterdir())) == 1  # shared, not repeated
+
+
+def test_the_reward_model_may_have_another_size(pipeline_outputs: Path) -> None:
+    size = "{hidden_size: 48, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2}"
+    rlhf_here(
+        f"outputs={pipeline_outputs}",
+        "model@reward.model=small",
+        "reward.model.name=wide",
+        f"reward.model.architecture={size}",
+        "ppo.iterations=1",
+    )
+    (reward,) = (pipeline_outputs / "reward").glob("wide-*")
+    config = json.loads((reward / "artifact/config.json").read_text())
+    assert config["hidden_size"] == 48
+    policies = {
+        json.loads((run / "artifact/config.json").read_text())["hidden_size"]
+        for run in (pipeline_outputs / "ppo").iterdir()
+    }
+    assert policies == {32}
