@@ -62,9 +62,9 @@ def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
     folder = Path(root.run_dir) if root.run_dir and root.task == "pipeline" else None
     planner = Planner(root, mixture.identity(), folder)
     plans = planner.pipeline() if root.task == "pipeline" else [planner.stage(root.task)]
+    plans = [plan if _state(plan) == "reused" else _checked(plan, mixture) for plan in plans]
     if root.dry_run:
         return explain(root, plans)
-    plans = [plan if _state(plan) == "reused" else _checked(plan, mixture) for plan in plans]
     with graceful_signals() as stop:
         if root.task == "pipeline":
             return run_pipeline(root, plans, mixture, stop, overrides)
