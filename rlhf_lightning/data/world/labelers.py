@@ -30,13 +30,13 @@ class Labeler:
 LABELERS: dict[str, Labeler] = {
     labeler.name: labeler
     for labeler in (
-        Labeler("ada", helpful=0.80, care=1.0, politeness=0.02, length=0.01, noise=0.135),
-        Labeler("ben", helpful=0.85, care=0.7, politeness=0.01, length=0.02, noise=0.15),
-        Labeler("cleo", helpful=0.70, care=1.3, politeness=0.03, length=0.00, noise=0.135),
-        Labeler("dan", helpful=0.80, care=1.0, politeness=0.00, length=0.02, noise=0.155),
-        Labeler("eve", helpful=0.75, care=0.9, politeness=0.03, length=0.01, noise=0.145),
-        Labeler("flo", helpful=0.85, care=1.1, politeness=0.02, length=0.00, noise=0.145),
-        Labeler("gus", helpful=0.70, care=0.8, politeness=0.02, length=0.02, noise=0.15),
+        Labeler("ada", helpful=0.80, care=1.0, politeness=0.02, length=0.01, noise=0.145),
+        Labeler("ben", helpful=0.85, care=0.7, politeness=0.01, length=0.02, noise=0.16),
+        Labeler("cleo", helpful=0.70, care=1.3, politeness=0.03, length=0.00, noise=0.145),
+        Labeler("dan", helpful=0.80, care=1.0, politeness=0.00, length=0.02, noise=0.165),
+        Labeler("eve", helpful=0.75, care=0.9, politeness=0.03, length=0.01, noise=0.155),
+        Labeler("flo", helpful=0.85, care=1.1, politeness=0.02, length=0.00, noise=0.155),
+        Labeler("gus", helpful=0.70, care=0.8, politeness=0.02, length=0.02, noise=0.16),
     )
 }
 TRAIN_LABELERS = ("ada", "ben", "cleo", "dan", "eve")

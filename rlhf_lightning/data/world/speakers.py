@@ -37,6 +37,7 @@ class Speaker:
     overdo: float = 0.0  # gives one more than asked
     formless: float = 0.0  # overlooks "in one word", "in one sentence"
     filler: float = 0.0  # beats about the bush
+    astray: float = 0.0  # tells something else about the animal than what was asked
     stray: float = 0.0  # adds a fact that nobody asked for
     rude: float = 0.0
     timid: float = 0.0  # declines what is harmless
@@ -50,12 +51,22 @@ SPEAKERS: dict[str, Speaker] = {
     speaker.name: speaker
     for speaker in (
         Speaker("careful", careless=0.1, miss=0.15, filler=0.15, courtesies=_POLITE),
-        Speaker("hasty", wrong=0.02, miss=0.5, formless=0.5, careless=0.3, rude=0.05),
-        Speaker("rambling", wrong=0.01, filler=0.75, stray=0.3, overdo=0.4, courtesies=_POLITE),
-        Speaker("gruff", wrong=0.01, rude=0.6, miss=0.2, formless=0.3, filler=0.1),
+        Speaker("hasty", wrong=0.02, astray=0.15, miss=0.5, formless=0.5, careless=0.3, rude=0.05),
+        Speaker(
+            "rambling",
+            wrong=0.01,
+            astray=0.08,
+            filler=0.75,
+            stray=0.3,
+            overdo=0.4,
+            courtesies=_POLITE,
+        ),
+        Speaker("gruff", wrong=0.01, astray=0.12, rude=0.6, miss=0.2, formless=0.3, filler=0.1),
         Speaker("mistaken", wrong=0.55, miss=0.2, careless=0.5, courtesies=_POLITE),
         Speaker("timid", timid=0.4, filler=0.3, courtesies=(0.3, 0.35, 0.25, 0.1)),
-        Speaker("helpless", wrong=0.05, stray=0.7, careless=0.8, formless=0.8, miss=0.5),
+        Speaker(
+            "helpless", wrong=0.05, astray=0.4, stray=0.7, careless=0.8, formless=0.8, miss=0.5
+        ),
     )
 }
 # shares among those who write demonstrations
@@ -163,8 +174,11 @@ def _answer(spec: Spec, speaker: Speaker, rng: random.Random) -> str:
         if rng.random() < speaker.wrong:
             high, low = low, high
         return f"The {high} {comparative(spec['attribute'])} the {low}."
-    value = _value(spec["entity"], spec["attribute"], speaker.wrong, rng)
-    statement = f"the {spec['entity']} {predicate(spec['attribute'], value)}."
+    attribute = spec["attribute"]
+    if rng.random() < speaker.astray:
+        attribute = rng.choice([other for other in ATTRIBUTES if other != attribute])
+    value = _value(spec["entity"], attribute, speaker.wrong, rng)
+    statement = f"the {spec['entity']} {predicate(attribute, value)}."
     if spec["form"] == "word" and not formless:
         return f"{value.capitalize()}."
     return statement.capitalize()
