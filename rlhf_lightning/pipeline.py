@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,16 +65,20 @@ def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
     plans = planner.pipeline() if root.task == "pipeline" else [planner.stage(root.task)]
     plans = [plan if _state(plan) == "reused" else _checked(plan, mixture) for plan in plans]
     if root.dry_run:
-        return explain(root, plans)
+        return explain(root, plans, overrides)
     with graceful_signals() as stop:
         if root.task == "pipeline":
             return run_pipeline(root, plans, mixture, stop, overrides)
         return run_alone(plans[0], mixture, stop, overrides)
 
 
-def explain(root: RootConfig, plans: Sequence[StagePlan]) -> dict[str, float]:
+def explain(
+    root: RootConfig, plans: Sequence[StagePlan], overrides: Sequence[str]
+) -> dict[str, float]:
     """`dry_run=true`: whether each stage is reused, continued, new or refused; what differs from the nearest run."""
     for plan in plans:
+        for missing in [] if root.task == "pipeline" else _missing_parents(plan):
+            print(f"{missing.label:<18} {'missing':<10} {_command(missing.task, overrides)}")
         print(f"{plan.label:<18} {_state(plan):<10} {plan.path}")
         if _state(plan) == "new":
             found = nearest(root.outputs, plan.task, plan.identity)
@@ -111,15 +116,20 @@ def run_alone(
     plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence[str]
 ) -> dict[str, float]:
     """One stage; its parents must be there."""
-    for parent in plan.parents.values():
-        if isinstance(parent, StagePlan) and _state(parent) != "reused":
-            raise UserError(
-                f"task={plan.task} needs the run of {parent.label} first, got none that is finished at"
-                f" {str(parent.path)!r}; run: {_command(parent.task, overrides)}"
-            )
+    for parent in _missing_parents(plan):
+        raise UserError(
+            f"task={plan.task} needs the run of {parent.label} first, got none that is finished at"
+            f" {str(parent.path)!r}; run: {_command(parent.task, overrides)}"
+        )
     run = run_stage(plan, mixture, stop, overrides)
     _mark_latest(plan.root.outputs, run.path)
     return run.metrics
+
+
+def _missing_parents(plan: StagePlan) -> list[StagePlan]:
+    """Runs that a single stage starts from and that are not finished."""
+    parents = {p.path: p for p in plan.parents.values() if isinstance(p, StagePlan)}
+    return [parent for parent in parents.values() if _state(parent) != "reused"]
 
 
 def _mark_latest(outputs: str, path: Path) -> None:
@@ -130,8 +140,8 @@ def _mark_latest(outputs: str, path: Path) -> None:
 
 
 def _command(task: str, overrides: Sequence[str]) -> str:
-    kept = [item for item in overrides if not item.startswith(("task=", "run_dir="))]
-    return " ".join(["rlhf", f"task={task}", *kept])
+    kept = [item for item in overrides if not item.startswith(("task=", "run_dir=", "dry_run="))]
+    return shlex.join(["rlhf", f"task={task}", *kept])
 
 
 def run_stage(plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence[str]) -> Run:
@@ -164,7 +174,7 @@ def _do(
     metrics: dict[str, float] = task.run(job)
     metrics[f"time/{plan.task}_s"] = before + time.monotonic() - start
     hparams = {
-        plan.task: getattr(root, plan.task).__dict__,
+        plan.task: asdict(getattr(root, plan.task)),
         "seed": root.seed,
         "model": root.model.name,
     }
@@ -251,6 +261,7 @@ def run_pipeline(
         run = stack.enter_context(_claimed(path, "pipeline", name, root, identity, overrides, stop))
         if run.finished:
             log.info("pipeline: finished already, %s", run.path)
+            _mark_latest(root.outputs, run.path)
             return run.metrics
         stack.enter_context(_log_file(run.log))
         stages: dict[str, Run] = {}
@@ -264,11 +275,11 @@ def run_pipeline(
             for plan in plans
             if _place(plan) == stage_name(plan.task, plan.round)
             for k, v in stages[_place(plan)].metrics.items()
-            if v is not None
         }
         from rlhf_lightning.tasks.report import write_pipeline_report
 
-        write_pipeline_report(run, root, plans, stages, metrics)
+        finite = {name: value for name, value in metrics.items() if value is not None}
+        write_pipeline_report(run, root, plans, stages, finite)
         run.finish(metrics)
     _mark_latest(root.outputs, run.path)
     log.info("pipeline: finished, %s", run.report)

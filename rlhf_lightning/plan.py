@@ -42,8 +42,11 @@ class StagePlan:
 
     @property
     def label(self) -> str:
-        """How messages call it: `ppo`, `ppo of round 2`."""
-        return self.task if self.round == 1 else f"{self.task} of round {self.round}"
+        """How messages call it: `ppo`, `ppo of round 2`, `sft (small)` for the reward model's own."""
+        size = self.root.reward.model
+        other = size is not None and self.root.model is size and self.task != "reward"
+        name = f"{self.task} ({self.root.model.name})" if other else self.task
+        return name if self.round == 1 else f"{name} of round {self.round}"
 
     @property
     def path(self) -> Path:

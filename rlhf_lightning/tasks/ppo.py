@@ -118,7 +118,7 @@ def _scorer(job: Job, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 def _draw(job: Job, trainer: Trainer) -> None:
     """Score and gold over KL, for loggers that take figures."""
     figure = score_over_kl(read_metrics(job.run.metrics_csv))
-    writers = [logger.experiment for logger in trainer.loggers]
+    writers: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     for writer in writers:
         if figure is not None and hasattr(writer, "add_figure"):
             writer.add_figure("score_over_kl", figure, job.root.ppo.iterations, close=False)
