@@ -107,6 +107,7 @@ def test_artifacts_load_where_only_transformers_is(pipeline_outputs: Path, tmp_p
     ppo, reward = (only(pipeline_outputs / task) / "artifact" for task in ("ppo", "reward"))
     script = f"""
 import sys
+sys.modules["rlhf_lightning"] = None  # importing it would raise
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained({str(ppo)!r})
 text = tokenizer.apply_chat_template([{{"role": "user", "content": "What does the fox eat?"}}], tokenize=False, add_generation_prompt=True)
@@ -116,7 +117,7 @@ assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[0] == 1
 scorer = AutoModelForSequenceClassification.from_pretrained({str(reward)!r})
 assert scorer(**ids).logits.shape == (1, 1)
 assert tokenizer.pad_token_id != tokenizer.eos_token_id
-assert not any(name.startswith("rlhf_lightning") for name in sys.modules)
+assert not any(name.startswith("rlhf_lightning.") for name in sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-I", "-c", script],

@@ -115,7 +115,7 @@ def report_data() -> ReportData:
         "reward/gold_accuracy": 0.861,
         "reward/length_baseline_accuracy": 0.523,
         "labelers/agreement": 0.744,
-        "reward/calibration_error": 0.031,
+        "reward/ece": 0.031,
         "time/ppo_s": 131.2,
     }
     found = curves()
