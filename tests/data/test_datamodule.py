@@ -66,7 +66,9 @@ def fit(module, *, callbacks=(), ckpt_path=None, prefetch=0, val_check_interval=
         val_check_interval=val_check_interval,
         callbacks=list(callbacks),
     )
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=False)
+    trainer.fit(
+        module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None
+    )
     return trainer, data
 
 
