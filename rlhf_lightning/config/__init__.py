@@ -1,0 +1,47 @@
+"""Every setting of this project: its type, meaning, unit, and where its default comes from.
+
+Foreign classes (optimizers, Trainer, loggers, callbacks) stay plain `_target_` nodes and are typed `Any` here;
+`rlhf_lightning.compose` checks their keys against the target's signature.
+Sources in brackets are those of docs: [I] InstructGPT, [S] Learning to summarize, [Z] Ziegler et al.,
+[N] N implementation details (summarization). "nano" marks a default chosen by measurement for the built-in world.
+
+One file a group of settings: `model`, `mix`, `sft`, `reward`, `ppo`, `evaluate`; `root` holds them together.
+"""
+
+from rlhf_lightning.config.checks import MISSING
+from rlhf_lightning.config.evaluate import EvaluateConfig
+from rlhf_lightning.config.mix import MixConfig, SourceConfig
+from rlhf_lightning.config.model import ModelConfig
+from rlhf_lightning.config.ppo import AdaptiveKLConfig, PPOConfig, PTXConfig
+from rlhf_lightning.config.reward import RewardConfig
+from rlhf_lightning.config.root import (
+    STAGES,
+    TASKS,
+    PipelineConfig,
+    RootConfig,
+    StrategyConfig,
+    cross_check,
+)
+from rlhf_lightning.config.sft import SFTConfig
+from rlhf_lightning.config.training import InitConfig, ScheduleConfig
+
+__all__ = [
+    "MISSING",
+    "EvaluateConfig",
+    "MixConfig",
+    "SourceConfig",
+    "ModelConfig",
+    "AdaptiveKLConfig",
+    "PPOConfig",
+    "PTXConfig",
+    "RewardConfig",
+    "STAGES",
+    "TASKS",
+    "PipelineConfig",
+    "RootConfig",
+    "StrategyConfig",
+    "cross_check",
+    "SFTConfig",
+    "InitConfig",
+    "ScheduleConfig",
+]

@@ -1,0 +1,41 @@
+"""The evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlhf_lightning.config.checks import require
+
+
+@dataclass
+class EvaluateConfig:
+    """What is measured on held-out prompts after training."""
+
+    models: dict[str, str | None] = field(
+        default_factory=lambda: {"base": None, "sft": None, "ppo": None}
+    )
+    """Name → run directory, artifact or Hugging Face folder; null: the run of that stage (base is pretrain's)."""
+    reward: str | None = None
+    """Reward model; null: the reward stage's run."""
+    reference: str = "sft"
+    """Name of the model that KL is measured against."""
+    prompts: int = 500
+    """Held-out prompts (test split)."""
+    samples_shown: int = 12
+    """Conversations side by side in the report."""
+    batch_size: int = 256
+    """Responses sampled at once per device."""
+    max_response_tokens: int = 36
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for key in ("prompts", "batch_size", "max_response_tokens"):
+            require(getattr(self, key) >= 1, f"evaluate.{key}", ">= 1", getattr(self, key))
+        require(self.temperature > 0, "evaluate.temperature", "> 0", self.temperature)
+        require(self.samples_shown >= 0, "evaluate.samples_shown", ">= 0", self.samples_shown)
+        require(
+            self.reference in self.models,
+            "evaluate.reference",
+            f"one of evaluate.models {sorted(self.models)}",
+            self.reference,
+        )

@@ -1,0 +1,61 @@
+"""What a model is: its size, its family, its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_lightning.config.checks import MISSING, require
+
+
+@dataclass
+class ModelConfig:
+    """Size and family of a model. Weights come from `path`, or are random with the shape of `architecture`."""
+
+    name: str = MISSING
+    """Short name, used in run names."""
+    path: str | None = None
+    """Hub id or folder with safetensors; None builds a random model from `architecture`."""
+    revision: str | None = None
+    """Hub revision to pin."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Keys of the transformers config of `model_type` (its own key `model_type` included)."""
+    vocab_size: int = 768
+    """Size of the byte-level BPE that is trained on the mix's text where `path` is None."""
+    context_length: int = 128
+    """Tokens of prompt and response together that the model may see."""
+    dtype: str = "float32"
+    """Parameter dtype: float32 | bfloat16 | float16."""
+    attention: str = "sdpa"
+    """transformers' attn_implementation: sdpa | eager | flash_attention_2."""
+    gradient_checkpointing: bool = False
+    """Trade compute for activation memory."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off unless you turn it on."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.dtype in ("float32", "bfloat16", "float16"),
+            "model.dtype",
+            "one of float32, bfloat16, float16",
+            self.dtype,
+        )
+        require(
+            self.attention in ("sdpa", "eager", "flash_attention_2"),
+            "model.attention",
+            "one of sdpa, eager, flash_attention_2",
+            self.attention,
+        )
+        require(self.context_length >= 8, "model.context_length", ">= 8", self.context_length)
+        require(
+            self.vocab_size >= 300,
+            "model.vocab_size",
+            ">= 300 (256 bytes and the special tokens)",
+            self.vocab_size,
+        )
+        require(
+            self.path is not None or "model_type" in self.architecture,
+            "model.path",
+            "a hub id or folder where model.architecture.model_type is absent",
+            self.path,
+        )

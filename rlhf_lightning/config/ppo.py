@@ -1,0 +1,187 @@
+"""PPO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_lightning.config.checks import require
+from rlhf_lightning.config.training import InitConfig, ScheduleConfig
+
+
+@dataclass
+class AdaptiveKLConfig:
+    """Proportional controller of the KL coefficient [Z]."""
+
+    enabled: bool = False
+    target: float = 6.0
+    """Per-sequence KL (k1, nats) aimed at [Z]."""
+    horizon: int = 10_000
+    """Episodes; [Z]."""
+
+    def __post_init__(self) -> None:
+        require(self.target > 0, "ppo.adaptive_kl.target", "> 0", self.target)
+        require(self.horizon >= 1, "ppo.adaptive_kl.horizon", ">= 1", self.horizon)
+
+
+@dataclass
+class PTXConfig:
+    """PPO-ptx: language modelling on pretraining text beside PPO [I]."""
+
+    coef: float = 0.0
+    """Weight of the text loss; 27.8 in [I], 0 is plain PPO."""
+    examples_per_episode: float = 1.0
+    """Documents for each episode; 8 in [I]."""
+
+    def __post_init__(self) -> None:
+        require(self.coef >= 0, "ppo.ptx.coef", ">= 0", self.coef)
+        require(
+            self.examples_per_episode > 0,
+            "ppo.ptx.examples_per_episode",
+            "> 0",
+            self.examples_per_episode,
+        )
+
+
+@dataclass
+class PPOConfig:
+    """PPO against the reward model."""
+
+    init: InitConfig = field(default_factory=InitConfig)
+    iterations: int = 60
+    """Rollout + update rounds."""
+    episodes_per_iteration: int = 128
+    """Prompts (one response each) of one iteration over all devices."""
+    rollout_batch_size: int = 128
+    """Episodes sampled and scored at once per device."""
+    epochs: int = 4
+    """Passes over an iteration's episodes; 4 in [S] and [N]."""
+    minibatch_size: int = 64
+    """Episodes of one optimizer step over all devices; must divide episodes_per_iteration."""
+    micro_batch_size: int = 64
+    """Episodes of one forward pass per device; how a minibatch is split never changes its gradient."""
+    max_prompt_tokens: int = 104
+    max_response_tokens: int = 36
+    temperature: float = 1.0
+    """Divides the logits in sampling, in the reference and in the update alike."""
+    kl_coef: float = 0.05
+    """β of r_t = -β·kl_k1_t. [I] 0.02, TL;DR 0.03-0.05."""
+    adaptive_kl: AdaptiveKLConfig = field(default_factory=AdaptiveKLConfig)
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    """Policy ratio clip."""
+    value_clip_range: float = 0.2
+    value_coef: float = 0.1
+    """[S], [N]."""
+    entropy_coef: float = 0.0
+    whiten_advantages: bool = True
+    whiten_rewards: bool = False
+    """Scaled only, never centred."""
+    missing_eos: str = "replace"
+    """replace: a response without EOS gets missing_eos_score; subtract: the penalty is taken off; keep."""
+    missing_eos_score: float = -1.0
+    """The score itself (replace), or what is added (subtract: -1 takes 1 off)."""
+    score_clip: float | None = None
+    """Scores are clipped to ± this, after normalisation; the clipped share is logged."""
+    normalize_scores: bool = False
+    """Divide scores by their running standard deviation (mean kept)."""
+    length_penalty: float = 0.0
+    """Taken off the score for every response token."""
+    critic_warmup_iterations: int = 0
+    """First iterations in which only the value model learns."""
+    target_kl: float | None = None
+    """Stop an iteration's epochs when approx_kl of a minibatch exceeds 1.5 × this."""
+    ratio_spike: float | None = None
+    """Skip (and count) a minibatch whose mean ratio exceeds this; 10 in trlX's recipes."""
+    ema_decay: float | None = None
+    """Exponential moving average of the policy, exported in its place; 0.992 in [I]."""
+    reference_refresh_every: int | None = None
+    """Iterations after which the reference becomes a copy of the policy."""
+    old_logprobs: str = "auto"
+    """sampled: those of the sampler; recomputed: one more forward pass; auto: sampled in fp32, else recomputed."""
+    ratio_tolerance: float | None = None
+    """Largest |ratio - 1| on an iteration's first minibatch; null: 1e-4 in fp32, 0.05 in half precision."""
+    ptx: PTXConfig = field(default_factory=PTXConfig)
+    optimizer: Any = None
+    value_lr: float | None = None
+    """Learning rate of the value model; null: the optimizer's."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    grad_clip: float = 1.0
+    """One global norm over policy and value."""
+    eval_every: int = 10
+    """Iterations between validations on fixed prompts."""
+    eval_prompts: int = 96
+    sample_prompts: int = 8
+    """Rows of the sample tables: the same fixed prompts over time."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for key in (
+            "iterations",
+            "episodes_per_iteration",
+            "rollout_batch_size",
+            "epochs",
+            "minibatch_size",
+            "micro_batch_size",
+            "max_prompt_tokens",
+            "max_response_tokens",
+            "eval_every",
+            "eval_prompts",
+            "checkpoint_every",
+        ):
+            require(getattr(self, key) >= 1, f"ppo.{key}", ">= 1", getattr(self, key))
+        for key in (
+            "kl_coef",
+            "value_coef",
+            "entropy_coef",
+            "length_penalty",
+            "critic_warmup_iterations",
+            "sample_prompts",
+        ):
+            require(getattr(self, key) >= 0, f"ppo.{key}", ">= 0", getattr(self, key))
+        for key in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, key) <= 1, f"ppo.{key}", "in [0, 1]", getattr(self, key))
+        for key in ("clip_range", "value_clip_range", "temperature", "grad_clip"):
+            require(getattr(self, key) > 0, f"ppo.{key}", "> 0", getattr(self, key))
+        for key in (
+            "score_clip",
+            "target_kl",
+            "ratio_spike",
+            "ratio_tolerance",
+            "value_lr",
+            "reference_refresh_every",
+        ):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"ppo.{key}", "null or > 0", value)
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "ppo.ema_decay",
+            "null or in (0, 1)",
+            self.ema_decay,
+        )
+        require(
+            self.missing_eos in ("replace", "subtract", "keep"),
+            "ppo.missing_eos",
+            "one of replace, subtract, keep",
+            self.missing_eos,
+        )
+        require(
+            self.old_logprobs in ("auto", "sampled", "recomputed"),
+            "ppo.old_logprobs",
+            "one of auto, sampled, recomputed",
+            self.old_logprobs,
+        )
+        require(
+            self.episodes_per_iteration % self.minibatch_size == 0,
+            "ppo.minibatch_size",
+            f"a divisor of ppo.episodes_per_iteration={self.episodes_per_iteration}",
+            self.minibatch_size,
+        )
+        require(
+            self.sample_prompts <= self.eval_prompts,
+            "ppo.sample_prompts",
+            f"<= ppo.eval_prompts={self.eval_prompts}",
+            self.sample_prompts,
+        )

@@ -1,0 +1,92 @@
+"""The reward model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_lightning.config.checks import require
+from rlhf_lightning.config.model import ModelConfig
+from rlhf_lightning.config.training import InitConfig, ScheduleConfig
+
+
+@dataclass
+class RewardConfig:
+    """The reward model: K-wise loss over all pairs of one prompt."""
+
+    init: InitConfig = field(default_factory=InitConfig)
+    model: ModelConfig | None = None
+    """Another size for this role (`model@reward.model=nano`); null: the policy's."""
+    completions: str = "policy"
+    """policy: sampled from the current policy and ranked by the source's labelers; speakers: the source's own
+    comparisons."""
+    prompts: int = 1600
+    """Prompts with K completions each that are collected and trained on."""
+    eval_prompts: int = 200
+    """Held-out prompts (validation split) for the accuracies."""
+    min_completions: int = 4
+    """Smallest K; [I] 4."""
+    max_completions: int = 9
+    """Largest K; [I] 9."""
+    max_response_tokens: int = 36
+    """Where completions are sampled."""
+    temperature: float = 1.0
+    epochs: int = 1
+    """[I] 1: more overfits."""
+    global_batch_size: int = 32
+    """Prompts (with all their completions) of one optimizer step over all devices; [I] 64."""
+    micro_batch_size: int = 32
+    """Prompts of one forward pass per device."""
+    rollout_batch_size: int = 256
+    """Completions sampled or scored at once per device."""
+    margin: float = 0.0
+    """Added per rank of distance to the score difference that a pair must reach."""
+    centering: float = 0.0
+    """Weight of the penalty on squared mean score of a pair; keeps scores near 0."""
+    label_smoothing: float = 0.0
+    """Assumed share of flipped labels."""
+    calibrate_gain: bool = False
+    """Also scale scores to unit standard deviation on demonstrations. The bias always makes their mean 0 [I]."""
+    optimizer: Any = None
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    grad_clip: float = 1.0
+    eval_every: int = 25
+    """Optimizer steps between validations."""
+    checkpoint_every: int = 25
+
+    def __post_init__(self) -> None:
+        require(
+            self.completions in ("policy", "speakers"),
+            "reward.completions",
+            "one of policy, speakers",
+            self.completions,
+        )
+        for key in (
+            "prompts",
+            "eval_prompts",
+            "max_response_tokens",
+            "epochs",
+            "global_batch_size",
+            "micro_batch_size",
+            "rollout_batch_size",
+            "eval_every",
+            "checkpoint_every",
+        ):
+            require(getattr(self, key) >= 1, f"reward.{key}", ">= 1", getattr(self, key))
+        require(self.min_completions >= 2, "reward.min_completions", ">= 2", self.min_completions)
+        require(
+            self.max_completions >= self.min_completions,
+            "reward.max_completions",
+            ">= reward.min_completions",
+            self.max_completions,
+        )
+        require(self.temperature > 0, "reward.temperature", "> 0", self.temperature)
+        require(
+            0 <= self.label_smoothing < 0.5,
+            "reward.label_smoothing",
+            "in [0, 0.5)",
+            self.label_smoothing,
+        )
+        for key in ("margin", "centering"):
+            require(getattr(self, key) >= 0, f"reward.{key}", ">= 0", getattr(self, key))
+        require(self.grad_clip > 0, "reward.grad_clip", "> 0", self.grad_clip)

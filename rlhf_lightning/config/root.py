@@ -1,0 +1,133 @@
+"""The whole tree, and the rules that hold between its nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from rlhf_lightning.config.checks import MISSING, require
+from rlhf_lightning.config.evaluate import EvaluateConfig
+from rlhf_lightning.config.mix import MixConfig
+from rlhf_lightning.config.model import ModelConfig
+from rlhf_lightning.config.ppo import PPOConfig
+from rlhf_lightning.config.reward import RewardConfig
+from rlhf_lightning.config.sft import SFTConfig
+
+STAGES = ("pretrain", "sft", "reward", "ppo")
+TASKS = (*STAGES, "evaluate", "pipeline", "runs")
+
+
+@dataclass
+class PipelineConfig:
+    """The chain of stages."""
+
+    rounds: int = 1
+    """Collection → reward → PPO, repeated from the current policy."""
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1, "pipeline.rounds", ">= 1", self.rounds)
+
+
+@dataclass
+class StrategyConfig:
+    """How a model is spread over processes."""
+
+    name: str = "single"
+    """single (this version runs one process)."""
+
+    def __post_init__(self) -> None:
+        require(self.name == "single", "strategy.name", "single", self.name)
+
+
+@dataclass
+class RootConfig:
+    """The whole tree."""
+
+    task: str = "pipeline"
+    """What to run: pretrain | sft | reward | ppo | evaluate | pipeline | runs."""
+    seed: int = 0
+    """Seeds weights, data order and sampling of every stage."""
+    outputs: str = "outputs"
+    """Where runs are kept, relative to the working directory."""
+    run_dir: str | None = None
+    """This run (all of a pipeline's stages under it) goes there instead."""
+    dry_run: bool = False
+    """Only say for every stage: reused, continued or new."""
+    model: ModelConfig = MISSING
+    mix: MixConfig = MISSING
+    pretrain: SFTConfig = MISSING
+    sft: SFTConfig = MISSING
+    reward: RewardConfig = MISSING
+    ppo: PPOConfig = MISSING
+    evaluate: EvaluateConfig = MISSING
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    trainer: Any = None
+    """Keys of lightning.pytorch.Trainer: where and how, never how long."""
+    logger: Any = None
+    """Name → `_target_` node of a Lightning logger."""
+    callbacks: Any = None
+    """Name → `_target_` node of a Lightning callback."""
+
+    def __post_init__(self) -> None:
+        require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
+        require(self.seed >= 0, "seed", ">= 0", self.seed)
+
+
+def cross_check(root: RootConfig) -> None:
+    """Rules that hold between nodes.
+
+    Raises: UserError with the dotted key, what was got and what is allowed.
+    """
+    context, ppo = root.model.context_length, root.ppo
+    require(
+        ppo.max_prompt_tokens + ppo.max_response_tokens <= context,
+        "ppo.max_prompt_tokens + ppo.max_response_tokens",
+        f"<= model.context_length={context}",
+        ppo.max_prompt_tokens + ppo.max_response_tokens,
+    )
+    require(
+        ppo.max_prompt_tokens + root.evaluate.max_response_tokens <= context,
+        "ppo.max_prompt_tokens + evaluate.max_response_tokens",
+        f"<= model.context_length={context}",
+        ppo.max_prompt_tokens + root.evaluate.max_response_tokens,
+    )
+    for stage in ("pretrain", "sft"):
+        length = getattr(root, stage).max_length
+        require(
+            length <= context, f"{stage}.max_length", f"<= model.context_length={context}", length
+        )
+    require(
+        ppo.max_prompt_tokens + root.reward.max_response_tokens <= context,
+        "ppo.max_prompt_tokens + reward.max_response_tokens",
+        f"<= model.context_length={context}",
+        ppo.max_prompt_tokens + root.reward.max_response_tokens,
+    )
+    if root.reward.model is not None:  # reads what the policy of PPO and of the evaluation writes
+        tokens = max(ppo.max_response_tokens, root.evaluate.max_response_tokens)
+        longest = root.reward.model.context_length
+        require(
+            ppo.max_prompt_tokens + tokens <= longest,
+            "reward.model.context_length",
+            f">= {ppo.max_prompt_tokens + tokens} (prompt and response)",
+            longest,
+        )
+    _check_one_process(root.trainer or {})
+
+
+def _check_one_process(trainer: dict[str, Any]) -> None:
+    """Keys of the Trainer that Lightning would take and this version cannot follow."""
+    precision = trainer.get("precision", "32-true")
+    require(
+        precision in (32, "32", "32-true", "bf16-mixed"),
+        "trainer.precision",
+        "32-true or bf16-mixed (model.dtype says what the weights are)",
+        precision,
+    )
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    one = str(devices) == "1" or (
+        isinstance(devices, list) and len(cast("list[Any]", devices)) == 1
+    )
+    allowed = "1, or a list of one device, where strategy=single"
+    require(one, "trainer.devices", allowed, trainer.get("devices"))
+    require(nodes == 1, "trainer.num_nodes", "1 where strategy=single", nodes)

@@ -1,0 +1,55 @@
+"""What the stages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_lightning.config.checks import require
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over a stage's optimizer steps: linear warm-up, then a shape down to `final_fraction`."""
+
+    name: str = "cosine"
+    """cosine | linear | constant"""
+    warmup_fraction: float = 0.0
+    """Share of all steps that warm up."""
+    final_fraction: float = 0.1
+    """Last learning rate as a share of the first. 0.1 is [I]'s; `constant` ignores nothing: it must be 1 there."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.name in ("cosine", "linear", "constant"),
+            "schedule.name",
+            "one of cosine, linear, constant",
+            self.name,
+        )
+        require(
+            0 <= self.warmup_fraction < 1,
+            "schedule.warmup_fraction",
+            "in [0, 1)",
+            self.warmup_fraction,
+        )
+        require(
+            0 <= self.final_fraction <= 1,
+            "schedule.final_fraction",
+            "in [0, 1]",
+            self.final_fraction,
+        )
+        require(
+            self.name != "constant" or self.final_fraction == 1,
+            "schedule.final_fraction",
+            "1 where schedule.name is constant",
+            self.final_fraction,
+        )
+
+
+@dataclass
+class InitConfig:
+    """What a stage's weights start from."""
+
+    policy: str | None = None
+    """Run directory, artifact, Hugging Face folder, `none` (the model's own weights); null: the parent stage's run."""
+    reward: str | None = None
+    """PPO only: the reward model; the value model starts from it too."""
