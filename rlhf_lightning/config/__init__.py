@@ -5,11 +5,12 @@ Foreign classes (optimizers, Trainer, loggers, callbacks) stay plain `_target_` 
 Sources in brackets are those of docs: [I] InstructGPT, [S] Learning to summarize, [Z] Ziegler et al.,
 [N] N implementation details (summarization). "nano" marks a default chosen by measurement for the built-in world.
 
-One file a group of settings: `model`, `mix`, `sft`, `reward`, `ppo`, `evaluate`; `root` holds them together.
+One file a group of settings: `model`, `mix`, `lora`, `sft`, `reward`, `ppo`, `evaluate`; `root` holds them together.
 """
 
 from rlhf_lightning.config.checks import MISSING
 from rlhf_lightning.config.evaluate import EvaluateConfig
+from rlhf_lightning.config.lora import LoRAConfig
 from rlhf_lightning.config.mix import MixConfig, SourceConfig
 from rlhf_lightning.config.model import ModelConfig
 from rlhf_lightning.config.ppo import AdaptiveKLConfig, PPOConfig, PTXConfig
@@ -28,6 +29,7 @@ from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 __all__ = [
     "MISSING",
     "EvaluateConfig",
+    "LoRAConfig",
     "MixConfig",
     "SourceConfig",
     "ModelConfig",

@@ -30,6 +30,8 @@ class ModelConfig:
     """transformers' attn_implementation: sdpa | eager | flash_attention_2."""
     gradient_checkpointing: bool = False
     """Trade compute for activation memory."""
+    compile: bool = False
+    """torch.compile the forward pass. Pays where shapes repeat; needs a C++ compiler on CPU."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless you turn it on."""
 

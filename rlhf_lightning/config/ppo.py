@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_lightning.config.checks import require
+from rlhf_lightning.config.lora import LoRAConfig
 from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 
 
@@ -48,10 +49,21 @@ class PPOConfig:
     """PPO against the reward model."""
 
     init: InitConfig = field(default_factory=InitConfig)
+    lora: LoRAConfig | None = None
+    """Train adapters only: the reference is then the policy with its adapter off, not a copy."""
+    value: str = "auto"
+    """Where V comes from. separate: a model of its own, started from the reward model [I]; adapter: an adapter and a
+    head on the policy's backbone, started from the reward model's where it has the same backbone (needs ppo.lora);
+    shared: a head on the policy's own hidden states; auto: adapter with LoRA, else separate."""
+    advantage: str = "gae"
+    """gae: from the value model; rloo: reward minus the mean reward of the prompt's other samples, no value model
+    (Ahmadian et al. 2024, arXiv:2402.14740)."""
+    samples_per_prompt: int = 1
+    """Responses to each prompt of an iteration; rloo needs 2 or more."""
     iterations: int = 60
     """Rollout + update rounds."""
     episodes_per_iteration: int = 128
-    """Prompts (one response each) of one iteration over all devices."""
+    """Responses of one iteration over all devices: prompts × samples_per_prompt."""
     rollout_batch_size: int = 128
     """Episodes sampled and scored at once per device."""
     epochs: int = 4
@@ -117,8 +129,23 @@ class PPOConfig:
     checkpoint_every: int = 10
     """Iterations between checkpoints."""
 
+    @property
+    def prompts_per_iteration(self) -> int:
+        """Different prompts of one iteration over all devices."""
+        return self.episodes_per_iteration // self.samples_per_prompt
+
+    @property
+    def value_kind(self) -> str:
+        """none, separate, adapter or shared."""
+        if self.advantage == "rloo":
+            return "none"
+        if self.value == "auto":
+            return "separate" if self.lora is None else "adapter"
+        return self.value
+
     def __post_init__(self) -> None:
         for key in (
+            "samples_per_prompt",
             "iterations",
             "episodes_per_iteration",
             "rollout_batch_size",
@@ -160,6 +187,39 @@ class PPOConfig:
             "ppo.ema_decay",
             "null or in (0, 1)",
             self.ema_decay,
+        )
+        require(
+            self.value in ("auto", "separate", "adapter", "shared"),
+            "ppo.value",
+            "one of auto, separate, adapter, shared",
+            self.value,
+        )
+        require(
+            self.value != "adapter" or self.lora is not None,
+            "ppo.value",
+            "separate or shared where ppo.lora is null",
+            self.value,
+        )
+        require(
+            self.advantage in ("gae", "rloo"), "ppo.advantage", "one of gae, rloo", self.advantage
+        )
+        require(
+            self.advantage == "gae" or self.samples_per_prompt >= 2,
+            "ppo.samples_per_prompt",
+            ">= 2 where ppo.advantage is rloo",
+            self.samples_per_prompt,
+        )
+        require(
+            self.episodes_per_iteration % self.samples_per_prompt == 0,
+            "ppo.samples_per_prompt",
+            f"a divisor of ppo.episodes_per_iteration={self.episodes_per_iteration}",
+            self.samples_per_prompt,
+        )
+        require(
+            self.lora is None or self.lora.dropout == 0,
+            "ppo.lora.dropout",
+            "0 (the ratio would not be one)",
+            self.lora and self.lora.dropout,
         )
         require(
             self.missing_eos in ("replace", "subtract", "keep"),

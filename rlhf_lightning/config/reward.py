@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_lightning.config.checks import require
+from rlhf_lightning.config.lora import LoRAConfig
 from rlhf_lightning.config.model import ModelConfig
 from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 
@@ -17,6 +18,8 @@ class RewardConfig:
     init: InitConfig = field(default_factory=InitConfig)
     model: ModelConfig | None = None
     """Another size for this role (`model@reward.model=nano`); null: the policy's."""
+    lora: LoRAConfig | None = None
+    """Train adapters and the head only; the artifact holds the merged weights and, beside them, the adapter."""
     completions: str = "policy"
     """policy: sampled from the current policy and ranked by the source's labelers; speakers: the source's own
     comparisons."""

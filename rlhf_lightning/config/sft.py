@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_lightning.config.checks import require
+from rlhf_lightning.config.lora import LoRAConfig
 from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 
 
@@ -16,6 +17,8 @@ class SFTConfig:
     stage: str = "sft"
     """sft | pretrain: prefix of this node's keys in messages and metrics."""
     init: InitConfig = field(default_factory=InitConfig)
+    lora: LoRAConfig | None = None
+    """Train adapters only; the artifact holds the merged weights and, beside them, the adapter."""
     examples: int = 6000
     """Demonstrations (documents in pretraining) of one epoch; a finite source may hold fewer."""
     epochs: int = 1

@@ -88,13 +88,16 @@ def prompt_batches(
     texts = round(hp.episodes_per_iteration * hp.ptx.examples_per_episode) if hp.ptx.coef > 0 else 0
     if texts:
         mixture.size("text", "train")
-    episodes = hp.iterations * hp.episodes_per_iteration
+    each = hp.prompts_per_iteration
 
     def make_batch(number: int) -> Counted:
-        first = start + number * hp.episodes_per_iteration
-        indices = range(first + rank, first + hp.episodes_per_iteration, world_size)
+        first = start + number * each
         prompts, too_long = fitting_prompts(
-            mixture, tokenizer, indices, episodes, hp.max_prompt_tokens
+            mixture,
+            tokenizer,
+            range(first + rank, first + each, world_size),
+            hp.iterations * each,
+            hp.max_prompt_tokens,
         )
         ids, records = [p.ids for p in prompts], [p.record for p in prompts]
         batch = PPOBatch(collate.collate_prompts(ids, records, _pad(tokenizer)))

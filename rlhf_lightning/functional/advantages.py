@@ -61,3 +61,22 @@ def gae(
         backwards.append(advantage)
     advantages = torch.stack(backwards[::-1], dim=1)
     return advantages, advantages + values
+
+
+def rloo(
+    rewards: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"], *, samples: int
+) -> Float[Tensor, "batch response"]:
+    """Leave-one-out advantages: each response against the mean of the prompt's other ones, 0 in padding.
+
+    Rᵢ = Σₜ rᵢₜ ;  Aᵢₜ = Rᵢ − (1/(k−1)) Σ_{j≠i} Rⱼ, the same for every token of response i.
+    rewards: with KL and score. Rows are grouped: `samples` (k ≥ 2) responses to one prompt follow each other.
+    Raises: ValueError if shapes differ, k < 2, or the rows are no whole groups.
+    Source: Ahmadian et al. 2024, arXiv:2402.14740, eq. 8.
+    """
+    require_same_shape(rewards=rewards, mask=mask)
+    if samples < 2 or len(rewards) % samples:
+        raise ValueError(f"rows must be groups of >= 2 samples, got {len(rewards)} in {samples}s")
+    totals = torch.where(mask, rewards, torch.zeros_like(rewards)).sum(1).view(-1, samples)
+    others = (totals.sum(1, keepdim=True) - totals) / (samples - 1)
+    advantages = (totals - others).view(-1, 1)
+    return torch.where(mask, advantages, torch.zeros_like(rewards))

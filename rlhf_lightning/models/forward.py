@@ -7,6 +7,8 @@ Position ids count real tokens, so that left-padding never changes a log-probabi
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.batches import Experience, Rollout, SFTBatch
+from rlhf_lightning.models.adapters import TrunkScorer, backbone
 
 Aligned = TypeVar("Aligned", Rollout, Experience)
 
@@ -32,7 +35,7 @@ def _accepts(model_class: type, name: str) -> bool:
 def inputs_for(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Any]:
     """Keyword arguments of a forward pass; models that derive positions from the mask are not given any."""
     kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
-    if _accepts(type(model), "position_ids"):
+    if _accepts(type(getattr(model, "trunk", model)), "position_ids"):
         kwargs["position_ids"] = position_ids(mask)
     return kwargs
 
@@ -70,8 +73,25 @@ def response_logits(
 
 
 def _hidden(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    backbone = getattr(model, model.base_model_prefix)  # type: ignore[arg-type]
-    return backbone(**inputs_for(backbone, ids, mask), use_cache=False).last_hidden_state
+    if isinstance(model, TrunkScorer):
+        return model.hidden_states(**inputs_for(backbone(model.trunk), ids, mask))
+    trunk = backbone(model)
+    return trunk(**inputs_for(trunk, ids, mask), use_cache=False).last_hidden_state
+
+
+@contextmanager
+def hidden_states_of(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the backbone's last hidden states (B, T, d) of every forward pass that is made within."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: object, out: Any) -> None:
+        seen.append(out.last_hidden_state)
+
+    handle = backbone(model).register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def token_values(
@@ -80,19 +100,32 @@ def token_values(
     prompt_mask: Tensor,
     response_ids: Tensor,
     response_mask: Tensor,
+    *,
+    hidden: Tensor | None = None,
 ) -> Tensor:
-    """V before each response token is emitted, (B, R) fp32: the head on the state of the token before it."""
-    ids, mask = torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, response_mask], 1)
+    """V before each response token is emitted, (B, R) fp32: the head on the state of the token before it.
+
+    `hidden` (B, P + R, d) are the backbone's states where a forward pass has made them already.
+    """
+    if hidden is None:
+        ids = torch.cat([prompt_ids, response_ids], 1)
+        hidden = _hidden(model, ids, torch.cat([prompt_mask, response_mask], 1))
     start = prompt_ids.shape[1] - 1
-    hidden = _hidden(model, ids, mask)[:, start : start + response_ids.shape[1]]
-    return normalised(model, model.score(hidden)[..., 0].float())  # type: ignore[operator]
+    hidden = hidden[:, start : start + response_ids.shape[1]]
+    return _scores(model, hidden)
 
 
 def sequence_scores(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     """The reward model's score of each row, (C,) fp32, read at the last real token."""
     last = ids.shape[1] - 1 - mask.long().flip(1).argmax(1)
     hidden = _hidden(model, ids, mask)[torch.arange(len(ids), device=ids.device), last]
-    return normalised(model, model.score(hidden)[..., 0].float())  # type: ignore[operator]
+    return _scores(model, hidden)
+
+
+def _scores(model: nn.Module, hidden: Tensor) -> Tensor:
+    head: Any = model.score
+    raw = head(hidden.to(head.weight.dtype))[..., 0]
+    return normalised(model, raw.float())
 
 
 def normalised(model: nn.Module, raw: Tensor) -> Tensor:

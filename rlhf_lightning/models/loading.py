@@ -5,6 +5,7 @@ Weights are read from safetensors only; code that comes with a model runs only w
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from rlhf_lightning.config import ModelConfig
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.adapters import backbone
 
 disable_progress_bar()  # one bar a run: the stage's own
 set_verbosity_error()  # what it would only warn of, weights that a folder lacks, is refused below
@@ -137,6 +139,16 @@ def new_scorer(path: str | Path, model: ModelConfig, *, seed: int) -> PreTrained
     return prepare(scorer, model)
 
 
+def scorer_on(policy: PreTrainedModel) -> PreTrainedModel:
+    """A scalar-head model with a copy of the policy's backbone, whose score is 0."""
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    scorer = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    backbone(scorer).load_state_dict(backbone(policy).state_dict())
+    nn.init.zeros_(scorer.score.weight)
+    return scorer.eval()
+
+
 def load_scorer(path: str | Path, model: ModelConfig) -> PreTrainedModel:
     """A trained scalar-head model; its bias and gain come with its config."""
     scorer = _loaded(AutoModelForSequenceClassification, path, model)
@@ -162,7 +174,10 @@ def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
             if "dropout" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
     if model.gradient_checkpointing:
-        module.gradient_checkpointing_enable()
+        # the new kind: it also works where the inputs of a frozen backbone carry no gradient
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if model.compile:
+        module.compile()
     return module
 
 

@@ -7,9 +7,8 @@ arXiv:2203.02155 (PPO-ptx, EMA).
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -25,7 +24,8 @@ from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.functional.kl import adapt_kl_coef
 from rlhf_lightning.functional.losses import causal_lm_loss
 from rlhf_lightning.functional.scores import RunningMoments
-from rlhf_lightning.models.forward import packed_logits
+from rlhf_lightning.models.adapters import TRAINED, AdapterView, TrunkScorer, copy_adapter, in_use
+from rlhf_lightning.models.forward import hidden_states_of, packed_logits
 from rlhf_lightning.models.loading import frozen
 from rlhf_lightning.rewards.base import RewardFunction
 from rlhf_lightning.stages.ppo_losses import (
@@ -43,9 +43,13 @@ from rlhf_lightning.stages.rollout import (
 )
 from rlhf_lightning.stages.updates import (
     LearningRate,
+    MovingAverage,
     OptimizerFactory,
+    leave_out_frozen,
     require_finite,
+    require_whole,
     step_optimizer,
+    trained,
 )
 from rlhf_lightning.stages.watching import GoldFunction, watched, weighted_means
 
@@ -78,8 +82,8 @@ class PPOModule(LightningModule):
         hp: PPOConfig,
         *,
         policy: PreTrainedModel,
-        value: PreTrainedModel,
-        reference: PreTrainedModel,
+        value: nn.Module | None,
+        reference: nn.Module,
         reward: RewardFunction,
         tokenizer: PreTrainedTokenizerFast,
         optimizer: OptimizerFactory,
@@ -88,9 +92,15 @@ class PPOModule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a step has its own loop of micro-batches
+        self.strict_loading = (
+            False  # a frozen backbone is not in the checkpoint; require_whole checks
+        )
         self.hp, self.policy, self.value, self.make_optimizer = hp, policy, value, optimizer
         self._frozen = (frozen(reference), reward)
-        self.ema = frozen(copy.deepcopy(policy)) if hp.ema_decay is not None else None
+        self.critic = value.trained() if isinstance(value, TrunkScorer) else trained(value)
+        others = {id(p) for p in self.critic}
+        self.actor = [p for p in trained(policy) if id(p) not in others]
+        self.ema = MovingAverage(self.actor, hp.ema_decay) if hp.ema_decay is not None else None
         self.tokenizer, self.gold, self.seed = tokenizer, gold, seed
         self.lr = LearningRate(hp.schedule, hp.iterations)
         self.generator = torch.Generator().manual_seed(seed)
@@ -105,7 +115,7 @@ class PPOModule(LightningModule):
         self._validation: list[tuple[PromptBatch, Rollout]] = []
 
     @property
-    def reference(self) -> PreTrainedModel:
+    def reference(self) -> nn.Module:
         """The frozen policy that KL is measured against."""
         return self._frozen[0]
 
@@ -119,16 +129,17 @@ class PPOModule(LightningModule):
         """The x axis of everything this stage logs: iterations."""
         return self.progress.iteration
 
-    @property
-    def exported_policy(self) -> PreTrainedModel:
-        """The policy, or its moving average where `ppo.ema_decay` is set."""
-        return self.policy if self.ema is None else self.ema
+    def export_average(self) -> None:
+        """After training: the policy becomes its moving average where `ppo.ema_decay` is set."""
+        if self.ema is not None:
+            self.ema.copy_to(self.actor)
 
     def configure_optimizers(self) -> Optimizer:
-        value_group: dict[str, Any] = {"params": list(self.value.parameters())}
-        if self.hp.value_lr is not None:
-            value_group["lr"] = self.hp.value_lr
-        return self.make_optimizer([{"params": list(self.policy.parameters())}, value_group])
+        groups: list[dict[str, Any]] = [{"params": self.actor}]
+        if self.critic:
+            rate = {} if self.hp.value_lr is None else {"lr": self.hp.value_lr}
+            groups.append({"params": self.critic, **rate})
+        return self.make_optimizer(groups)
 
     def on_fit_start(self) -> None:
         self._place_frozen()
@@ -145,7 +156,7 @@ class PPOModule(LightningModule):
     def training_step(self, batch: PPOBatch, batch_idx: int) -> None:
         hp, progress, clock = self.hp, self.progress, time.perf_counter()
         lr = self.lr.apply(self.optimizers(), progress.iteration)  # type: ignore[arg-type]
-        rollout = self.rollout(batch.prompts, self.generator)
+        rollout = self.rollout(batch.prompts.repeated(hp.samples_per_prompt), self.generator)
         if hp.normalize_scores:
             progress.moments = progress.moments.update(rollout.scores)
         experience, statistics = to_experience(
@@ -179,19 +190,22 @@ class PPOModule(LightningModule):
                 horizon=hp.adaptive_kl.horizon,
                 episodes=episodes,
             )
-        if self.ema is not None and hp.ema_decay is not None:
+        if self.ema is not None:
             # after each iteration, not each minibatch: [I] does not say which
-            for average, weight in zip(
-                self.ema.parameters(), self.policy.parameters(), strict=True
-            ):
-                average.lerp_(weight.detach(), 1 - hp.ema_decay)
+            self.ema.update(self.actor)
         if hp.reference_refresh_every and progress.iteration % hp.reference_refresh_every == 0:
+            self._refresh_reference()
+
+    def _refresh_reference(self) -> None:
+        if isinstance(self.reference, AdapterView):
+            assert self.reference.adapter is not None
+            copy_adapter(self.policy, TRAINED, self.reference.adapter)
+        else:
             self.reference.load_state_dict(self.policy.state_dict())
 
     def rollout(self, prompts: PromptBatch, generator: torch.Generator) -> Rollout:
         """Sample and score one response a prompt."""
-        self.policy.eval()
-        self.value.eval()
+        self.eval()
         # autocast (bf16-mixed) begins after __init__: the sampler's numbers are then half precision too
         recompute = self.sampling.recompute_logprobs or (
             self.hp.old_logprobs == "auto" and self._precision() != torch.float32
@@ -200,8 +214,7 @@ class PPOModule(LightningModule):
         rollout = collect(
             prompts, self.policy, self.reference, self.value, self.reward, sampling, generator
         )
-        self.policy.train()
-        self.value.train()
+        self.train()
         require_finite(rollout.scores, where=self._where, what="score")
         return rollout
 
@@ -242,9 +255,7 @@ class PPOModule(LightningModule):
         tokens = int(minibatch.response_mask.sum())
         sums: dict[str, Tensor] = {}
         for micro in micro_batches(minibatch, hp.micro_batch_size):
-            loss, found = self._losses(micro, tokens, first=first)
-            require_finite(loss, where=where)
-            self.manual_backward(loss)
+            found = self._backward(micro, tokens, first=first)
             for name, value in found.items():
                 largest = name == "ratio_max"
                 before = sums.get(name, value.new_zeros(()))
@@ -260,7 +271,7 @@ class PPOModule(LightningModule):
             optimizer.zero_grad()  # type: ignore[union-attr]
             return step | {"grad_norm": 0.0, "stopped": 1.0}
         step["grad_norm"] = step_optimizer(
-            optimizer, self._trained(), grad_clip=hp.grad_clip, where=where
+            optimizer, [*self.actor, *self.critic], grad_clip=hp.grad_clip, where=where
         )
         self.progress.updates += 1
         return step
@@ -277,20 +288,33 @@ class PPOModule(LightningModule):
             return torch.get_autocast_dtype(device)
         return next(self.policy.parameters()).dtype
 
-    def _trained(self) -> Iterator[nn.Parameter]:
-        yield from self.policy.parameters()
-        yield from self.value.parameters()
-
-    def _losses(
-        self, micro: Experience, tokens: int, *, first: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch / the minibatch's tokens, and its share of the statistics."""
-        actor, logprobs, statistics = actor_losses(self.policy, micro, self.hp, tokens=tokens)
+    def _backward(self, micro: Experience, tokens: int, *, first: bool) -> dict[str, Tensor]:
+        """Backward of a micro-batch's loss / the minibatch's tokens; its share of the statistics."""
+        shared = self.hp.value_kind == "shared"
+        with hidden_states_of(self.policy) if shared else nullcontext([]) as hidden:
+            actor, logprobs, statistics = actor_losses(self.policy, micro, self.hp, tokens=tokens)
         if first:
             allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[self._precision()]
             check_ratio(logprobs, micro, allowed=allowed, where=self._where)
-        critic, found = critic_loss(self.value, micro, self.hp, tokens=tokens)
-        return critic if self._warming_up else actor + critic, statistics | found
+        require_finite(actor, where=self._where)
+        if self.value is None:
+            self.manual_backward(actor)
+            return statistics
+        if not shared and not self._warming_up:  # before the critic's forward: one graph at a time
+            self.manual_backward(actor)
+        critic, found = self._critic_loss(micro, tokens, hidden[0] if shared else None)
+        require_finite(critic, where=self._where)
+        with in_use(self.value):  # checkpointed layers run again in backward
+            self.manual_backward(actor + critic if shared and not self._warming_up else critic)
+        return statistics | found
+
+    def _critic_loss(
+        self, micro: Experience, tokens: int, hidden: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.value is not None
+        if hidden is not None and self._warming_up:  # only the head learns
+            hidden = hidden.detach()
+        return critic_loss(self.value, micro, self.hp, tokens=tokens, hidden=hidden)
 
     @property
     def _where(self) -> str:
@@ -341,8 +365,10 @@ class PPOModule(LightningModule):
         if self.hp.reference_refresh_every:
             saved["reference"] = self.reference.state_dict()
         checkpoint["ppo"] = saved
+        leave_out_frozen(checkpoint, self.policy, "policy")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_whole(checkpoint, self)
         saved = checkpoint["ppo"]
         progress = dict(saved["progress"])
         moments = RunningMoments(**progress.pop("moments"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lightning.batches import Experience
@@ -45,11 +45,19 @@ def actor_losses(
 
 
 def critic_loss(
-    value: PreTrainedModel, micro: Experience, hp: PPOConfig, *, tokens: int
+    value: nn.Module,
+    micro: Experience,
+    hp: PPOConfig,
+    *,
+    tokens: int,
+    hidden: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The value model's clipped loss / `tokens`, times its coefficient, and statistics."""
-    mask = micro.response_mask
-    values = token_values(value, micro.prompt_ids, micro.prompt_mask, micro.response_ids, mask)
+    """The value model's clipped loss / `tokens`, times its coefficient, and statistics.
+
+    `hidden` (B, P + R, d) are the policy's states where the value model is a head on them.
+    """
+    mask, sequence = micro.response_mask, (micro.prompt_ids, micro.prompt_mask, micro.response_ids)
+    values = token_values(value, *sequence, mask, hidden=hidden)
     loss, found = value_loss(
         values, micro.values, micro.returns, mask, clip_range=hp.value_clip_range, normalizer=tokens
     )

@@ -23,8 +23,11 @@ from rlhf_lightning.models.forward import sequence_scores
 from rlhf_lightning.stages.updates import (
     LearningRate,
     OptimizerFactory,
+    leave_out_frozen,
     require_finite,
+    require_whole,
     step_optimizer,
+    trained,
 )
 
 
@@ -41,13 +44,21 @@ class RewardModule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a step has its own loop of micro-batches
+        self.strict_loading = (
+            False  # a frozen backbone is not in the checkpoint; require_whole checks
+        )
         self.hp, self.model, self.make_optimizer = hp, model, optimizer
         self.lr = LearningRate(hp.schedule, total_steps)
         self.val_accuracy = float("nan")
         self._val: list[tuple[int, int, float, int]] = []
 
     def configure_optimizers(self) -> Optimizer:
-        return self.make_optimizer(self.model.parameters())
+        return self.make_optimizer(trained(self.model))
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers that the optimizer changes."""
+        return sum(p.numel() for p in trained(self.model))
 
     def on_train_start(self) -> None:
         self.model.train()
@@ -66,7 +77,7 @@ class RewardModule(LightningModule):
             loss_sum += loss.detach()
             right += _right(scores.detach(), micro)
         norm = step_optimizer(
-            optimizer, self.model.parameters(), grad_clip=self.hp.grad_clip, where=where
+            optimizer, trained(self.model), grad_clip=self.hp.grad_clip, where=where
         )
         metrics = {
             "loss": loss_sum.item(),
@@ -112,8 +123,10 @@ class RewardModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"val_accuracy": self.val_accuracy}
+        leave_out_frozen(checkpoint, self.model, "model")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_whole(checkpoint, self)
         self.val_accuracy = checkpoint["progress"]["val_accuracy"]
 
 

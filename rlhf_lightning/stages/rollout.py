@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_lightning.batches import Experience, PromptBatch, Rollout
 from rlhf_lightning.config import PPOConfig
-from rlhf_lightning.functional.advantages import gae, token_rewards
+from rlhf_lightning.functional.advantages import gae, rloo, token_rewards
 from rlhf_lightning.functional.kl import kl_k1, kl_k3
 from rlhf_lightning.functional.logprobs import token_logprobs
 from rlhf_lightning.functional.masked import masked_mean, masked_sum, whiten
@@ -129,8 +129,9 @@ def to_experience(
     moments: RunningMoments,
     all_sum: AllSum = lambda x: x,
 ) -> tuple[Experience, dict[str, float]]:
-    """KL reward, GAE, whitening; and the iteration's `rollout/*` statistics.
+    """KL reward, GAE (or leave-one-out), whitening; and the iteration's `rollout/*` statistics.
 
+    For leave-one-out, `hp.samples_per_prompt` rows in a row answer the same prompt.
     The score goes through: running normalisation → clip → EOS rule → length penalty.
     """
     mask = rollout.response_mask
@@ -139,16 +140,21 @@ def to_experience(
     rewards = token_rewards(scores, kl, mask, kl_coef=kl_coef)
     if hp.whiten_rewards:
         rewards = whiten(rewards, mask, center=False, all_sum=all_sum)
-    advantages, returns = gae(
-        rewards, rollout.values, mask, gamma=hp.gamma, gae_lambda=hp.gae_lambda
-    )
+    if hp.advantage == "rloo":
+        advantages, returns = rloo(rewards, mask, samples=hp.samples_per_prompt), rollout.values
+    else:
+        advantages, returns = gae(
+            rewards, rollout.values, mask, gamma=hp.gamma, gae_lambda=hp.gae_lambda
+        )
     if hp.whiten_advantages:
         advantages = whiten(advantages, mask, all_sum=all_sum)
     statistics = rollout_statistics(rollout) | {
         "rollout/reward": masked_sum(rewards, mask).item() / len(mask),
         "rollout/clipped_scores": clipped,
-        "ppo/explained_variance": float(explained_variance(rollout.values, returns, mask)),
     }
+    if hp.advantage == "gae":
+        explained = explained_variance(rollout.values, returns, mask)
+        statistics["ppo/explained_variance"] = float(explained)
     experience = Experience(
         prompt_ids=rollout.prompt_ids,
         prompt_mask=rollout.prompt_mask,

@@ -24,8 +24,11 @@ from rlhf_lightning.models.loading import set_dropout
 from rlhf_lightning.stages.updates import (
     LearningRate,
     OptimizerFactory,
+    leave_out_frozen,
     require_finite,
+    require_whole,
     step_optimizer,
+    trained,
 )
 
 log = logging.getLogger("rlhf_lightning")
@@ -44,6 +47,9 @@ class SFTModule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a step has its own loop of micro-batches
+        self.strict_loading = (
+            False  # a frozen backbone is not in the checkpoint; require_whole checks
+        )
         self.hp, self.model, self.make_optimizer = hp, model, optimizer
         self.lr = LearningRate(hp.schedule, total_steps)
         self.tokens_seen = 0
@@ -51,7 +57,12 @@ class SFTModule(LightningModule):
         self._val_sums: list[tuple[Tensor, int]] = []
 
     def configure_optimizers(self) -> Optimizer:
-        return self.make_optimizer(self.model.parameters())
+        return self.make_optimizer(trained(self.model))
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers that the optimizer changes."""
+        return sum(p.numel() for p in trained(self.model))
 
     def on_train_start(self) -> None:
         if set_dropout(self.model, self.hp.dropout) == 0 and self.hp.dropout > 0:
@@ -74,7 +85,7 @@ class SFTModule(LightningModule):
             self.manual_backward(loss)
             loss_sum += loss.detach()
         norm = step_optimizer(
-            optimizer, self.model.parameters(), grad_clip=self.hp.grad_clip, where=where
+            optimizer, trained(self.model), grad_clip=self.hp.grad_clip, where=where
         )
         tokens = int(batch.mask.sum())
         self.tokens_seen += tokens
@@ -105,7 +116,9 @@ class SFTModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"tokens_seen": self.tokens_seen, "val_loss": self.val_loss}
+        leave_out_frozen(checkpoint, self.model, "model")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_whole(checkpoint, self)
         progress = checkpoint["progress"]
         self.tokens_seen, self.val_loss = progress["tokens_seen"], progress["val_loss"]

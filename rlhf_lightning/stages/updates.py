@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from rlhf_lightning.config import ScheduleConfig
 from rlhf_lightning.errors import RunFailed
 from rlhf_lightning.functional.schedules import lr_multiplier
+from rlhf_lightning.models.adapters import has_adapters
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
@@ -36,6 +37,57 @@ class LearningRate:
             group.setdefault("initial_lr", group["lr"])
             group["lr"] = group["initial_lr"] * factor
         return optimizer.param_groups[0]["lr"]
+
+
+def trained(model: nn.Module | None) -> list[nn.Parameter]:
+    """The parameters that an optimizer is to change."""
+    return [] if model is None else [p for p in model.parameters() if p.requires_grad]
+
+
+class MovingAverage(nn.Module):
+    """Exponential moving average of parameters: a ← d·a + (1 − d)·p."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        copies = (nn.Parameter(p.detach().clone(), requires_grad=False) for p in parameters)
+        self.numbers = nn.ParameterList(copies)
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Take the parameters as they are now into the average."""
+        for average, parameter in zip(self.numbers, parameters, strict=True):
+            average.lerp_(parameter, 1 - self.decay)
+
+    @torch.no_grad()
+    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Put the average in the parameters' place."""
+        for average, parameter in zip(self.numbers, parameters, strict=True):
+            parameter.copy_(average)
+
+
+def leave_out_frozen(checkpoint: dict[str, Any], model: nn.Module, prefix: str) -> None:
+    """Take what adapters leave frozen out of a checkpoint: it comes back with the parent's artifact.
+
+    Adapters stay in, those too that are not trained (a refreshed reference).
+    """
+    if not has_adapters(model):
+        return
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and ".lora_" not in name:
+            checkpoint["state_dict"].pop(f"{prefix}.{name}", None)
+
+
+def require_whole(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Nothing that is trained may be missing from a checkpoint, nothing unknown in it.
+
+    Raises: RunFailed that names the first difference.
+    """
+    saved = checkpoint["state_dict"].keys()
+    trained = {n for n, p in module.named_parameters() if p.requires_grad or ".lora_" in n}
+    wrong = (trained - saved) | (saved - module.state_dict().keys())
+    if wrong:
+        raise RunFailed(f"the checkpoint does not fit this run's model: {min(wrong)}")
 
 
 def step_optimizer(

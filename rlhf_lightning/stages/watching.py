@@ -30,10 +30,11 @@ def watched(
     """`val/*` of one batch, and rows for the sample tables."""
     statistics = rollout_statistics(rollout)
     metrics = {name.replace("rollout/", "val/"): value for name, value in statistics.items()}
-    experience, _ = to_experience(rollout, hp, kl_coef=kl_coef, moments=moments)
     rows = sample_rows(rollout, prompts, tokenizer, hp.sample_prompts)
-    for i, row in enumerate(rows):
-        row["token_advantage"] = experience.advantages[i][rollout.response_mask[i]].tolist()
+    if hp.advantage == "gae":  # one response a prompt has no others to be held against
+        experience, _ = to_experience(rollout, hp, kl_coef=kl_coef, moments=moments)
+        for i, row in enumerate(rows):
+            row["token_advantage"] = experience.advantages[i][rollout.response_mask[i]].tolist()
     if gold is not None:
         golds = gold(
             prompts.records, decode(tokenizer, rollout.response_ids, rollout.response_mask)

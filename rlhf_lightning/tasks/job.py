@@ -15,11 +15,19 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rlhf_lightning.config import RootConfig
+from rlhf_lightning.config import LoRAConfig, RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.tokenizer import prepare_tokenizer, tokenizer_fingerprint, train_tokenizer
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.loading import load_tokenizer, save
+from rlhf_lightning.models.adapters import (
+    FOLDER,
+    TRAINED,
+    add_adapter,
+    has_adapters,
+    merge_adapter,
+    save_adapter,
+)
+from rlhf_lightning.models.loading import load_tokenizer, parameters_of, save
 from rlhf_lightning.runs import Artifact, Run, Stop, new_artifact
 
 TOKENIZER_RECORDS = 2000
@@ -117,6 +125,20 @@ def require_same_tokenizer(a: Artifact, b: Artifact, *, key: str) -> None:
         )
 
 
+def add_trained_adapter(job: Job, model: PreTrainedModel, lora: LoRAConfig | None) -> None:
+    """Freeze the model and train an adapter on it, if the stage's settings say so."""
+    if lora is not None:
+        add_adapter(model, lora, TRAINED, seed=job.seed("adapter"))
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        job.say(f"{trained:,} of {parameters_of(model):,} parameters are trained (adapters)")
+
+
+def _base(job: Job) -> str:
+    """What an adapter of this run belongs on."""
+    parent = job.parents.get("policy" if job.task == "ppo" else "init")
+    return str(parent.path) if parent is not None else str(job.root.model.path)
+
+
 def export(
     job: Job,
     model: PreTrainedModel,
@@ -125,7 +147,7 @@ def export(
     *,
     how_to_load: str = "AutoModelForCausalLM",
 ) -> Path:
-    """Write the run's artifact."""
+    """Write the run's artifact: the model, whose adapter is merged into it and kept beside it if it has one."""
     parents = {role: parent.sha256 for role, parent in job.parents.items()}
     with new_artifact(
         job.run.artifact,
@@ -135,5 +157,8 @@ def export(
         metrics=dict(metrics),
         how_to_load=how_to_load,
     ) as folder:
+        if has_adapters(model):
+            save_adapter(model, TRAINED, folder / FOLDER, base=_base(job))
+            merge_adapter(model, TRAINED)
         save(model, tokenizer, folder)
     return job.run.artifact

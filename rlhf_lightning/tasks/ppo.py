@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -18,10 +17,8 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation.curves import read_metrics
 from rlhf_lightning.evaluation.figures import score_over_kl
 from rlhf_lightning.models.loading import (
-    frozen,
     grow_embeddings,
     load_policy,
-    load_scorer,
     new_policy,
     parameters_of,
 )
@@ -36,6 +33,7 @@ from rlhf_lightning.tasks.job import (
     parent_tokenizer,
     require_same_tokenizer,
 )
+from rlhf_lightning.tasks.ppo_models import ppo_models
 
 
 def run(job: Job) -> dict[str, float]:
@@ -59,12 +57,13 @@ def run(job: Job) -> dict[str, float]:
         ),
         len(chunks),
     )
+    models = ppo_models(job, policy, tokenizer, ["reward"])
     module = PPOModule(
         hp,
-        policy=policy,
-        value=_scorer(job, tokenizer),
-        reference=copy.deepcopy(policy),
-        reward=LearnedReward(frozen(_scorer(job, tokenizer))),
+        policy=models.policy,
+        value=models.value,
+        reference=models.reference,
+        reward=LearnedReward(models.learned["reward"]),
         tokenizer=tokenizer,
         optimizer=job.optimizer(hp.optimizer),
         seed=job.seed("sampling"),
@@ -78,7 +77,7 @@ def run(job: Job) -> dict[str, float]:
         checkpoint_every=hp.checkpoint_every,
         validate_first=True,
     )
-    module.policy = module.exported_policy  # what is exported is what is measured
+    module.export_average()  # what is exported is what is measured
     trainer.validate(module, validation, verbose=False)
     _draw(job, trainer)
     metrics = _final(module.validation_metrics) | {
@@ -89,8 +88,9 @@ def run(job: Job) -> dict[str, float]:
         "ppo/early_stops": float(module.progress.early_stops),
         "ppo/prompts_too_long": float(train.counts["prompts_too_long"]),
         "ppo/parameters": float(parameters_of(module.policy)),
+        "ppo/trained_parameters": float(sum(p.numel() for p in module.actor)),
     }
-    export(job, module.exported_policy, tokenizer, metrics)
+    export(job, module.policy, tokenizer, metrics)
     return metrics
 
 
@@ -108,11 +108,6 @@ def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
             f"ppo.init.reward must have the tokenizer of the model, got {str(reward.path)!r} with another one"
         )
     return tokenizer, new_policy(model, tokenizer, seed=job.seed("weights"))
-
-
-def _scorer(job: Job, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    model = job.root.reward.model or job.root.model
-    return grow_embeddings(load_scorer(job.parents["reward"].path, model), tokenizer)
 
 
 def _draw(job: Job, trainer: Trainer) -> None:

@@ -9,7 +9,6 @@ from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.data.batching import comparison_batches
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.models.loading import (
-    frozen,
     grow_embeddings,
     load_scorer,
     new_policy,
@@ -23,6 +22,7 @@ from rlhf_lightning.tasks.collect import comparisons
 from rlhf_lightning.tasks.fit import fit
 from rlhf_lightning.tasks.job import (
     Job,
+    add_trained_adapter,
     export,
     new_tokenizer,
     parent_tokenizer,
@@ -42,6 +42,7 @@ def run(job: Job) -> dict[str, float]:
     train = comparisons(job, "train", hp.prompts)
     held_out = {split: comparisons(job, split, hp.eval_prompts) for split in ("validation", "test")}
     tokenizer, model = _start(job)
+    add_trained_adapter(job, model, hp.lora)
     length = job.root.model.context_length
     loaders = [
         comparison_batches(
@@ -63,7 +64,7 @@ def run(job: Job) -> dict[str, float]:
         validate_every=hp.eval_every,
         checkpoint_every=hp.checkpoint_every,
     )
-    frozen(model)
+    model.eval()
     calibrate(job, model, tokenizer)
     metrics = accuracies(job, model, tokenizer, held_out) | {
         "reward/prompts": float(len(train)),

@@ -10,7 +10,13 @@ from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.models.loading import grow_embeddings, load_policy, new_policy, parameters_of
 from rlhf_lightning.stages.sft import SFTModule
 from rlhf_lightning.tasks.fit import fit
-from rlhf_lightning.tasks.job import Job, export, new_tokenizer, parent_tokenizer
+from rlhf_lightning.tasks.job import (
+    Job,
+    add_trained_adapter,
+    export,
+    new_tokenizer,
+    parent_tokenizer,
+)
 
 
 def run(job: Job) -> dict[str, float]:
@@ -19,6 +25,7 @@ def run(job: Job) -> dict[str, float]:
     hp: SFTConfig = getattr(job.root, stage)
     kind = "text" if stage == "pretrain" else "demonstration"
     tokenizer, model = _start(job)
+    add_trained_adapter(job, model, hp.lora)
     train, validation = (
         sft_batches(
             job.mixture, tokenizer, kind=kind, hp=hp, split=split, seed=job.seed("data"), prefetch=2
@@ -40,6 +47,7 @@ def run(job: Job) -> dict[str, float]:
         f"{stage}/examples": float(train.counts["examples"]),
         f"{stage}/examples_too_long": float(train.counts["too_long"]),
         f"{stage}/parameters": float(parameters_of(model)),
+        f"{stage}/trained_parameters": float(module.trained_parameters),
     }
     export(job, model, tokenizer, metrics)
     return metrics

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lightning.functional.advantages import gae, token_rewards
+from rlhf_lightning.functional.advantages import gae, rloo, token_rewards
 
 NAN = math.nan
 
@@ -117,3 +117,34 @@ def test_shapes_that_would_broadcast_are_refused(unchecked):
         unchecked(token_rewards)(x[:, 0], x[:, :1], mask, kl_coef=0.1)
     with pytest.raises(ValueError, match=r"got scores \(1,\), rows \(2,\)"):
         unchecked(token_rewards)(x[:1, 0], x, mask, kl_coef=0.1)
+
+
+def test_leave_one_out_by_hand():
+    # R = (1 + 2, 4, 5 − 3, 3): prompt a has 3 and 4, prompt b has 2 and 3
+    # A = (3 − 4, 4 − 3, 2 − 3, 3 − 2) on every real token
+    rewards = torch.tensor([[1.0, 2.0], [4.0, NAN], [5.0, -3.0], [0.0, 3.0]])
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
+    got = rloo(rewards, mask, samples=2)
+    want = torch.tensor([[-1.0, -1.0], [1.0, 0.0], [-1.0, -1.0], [1.0, 1.0]])
+    torch.testing.assert_close(got, want)
+
+
+def test_leave_one_out_agrees_with_a_loop_and_sums_to_zero_over_a_group():
+    generator = torch.Generator().manual_seed(0)
+    for samples in (2, 3, 5):
+        rewards = torch.randn(3 * samples, 6, generator=generator)
+        mask = torch.arange(6) < torch.randint(1, 7, (3 * samples, 1), generator=generator)
+        got = rloo(rewards, mask, samples=samples)
+        totals = [float(r[m].sum()) for r, m in zip(rewards, mask, strict=True)]
+        for i, total in enumerate(totals):
+            first = i // samples * samples
+            others = [totals[j] for j in range(first, first + samples) if j != i]
+            assert float(got[i, 0]) == pytest.approx(total - sum(others) / len(others), abs=1e-5)
+        assert got[:, 0].view(3, samples).sum(1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("rows", "samples"), [(4, 1), (5, 2)])
+def test_leave_one_out_refuses_rows_that_are_no_groups(rows, samples):
+    rewards = torch.zeros(rows, 2)
+    with pytest.raises(ValueError, match="groups of >= 2 samples"):
+        rloo(rewards, torch.ones(rows, 2).bool(), samples=samples)

@@ -12,13 +12,30 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_lightning.batches import PPOBatch
-from rlhf_lightning.config import AdaptiveKLConfig, PPOConfig, PTXConfig, ScheduleConfig
+from rlhf_lightning.batches import Experience, PPOBatch
+from rlhf_lightning.config import (
+    AdaptiveKLConfig,
+    LoRAConfig,
+    PPOConfig,
+    PTXConfig,
+    ScheduleConfig,
+)
 from rlhf_lightning.errors import RunFailed
 from rlhf_lightning.functional.losses import policy_loss, value_loss
 from rlhf_lightning.functional.scores import RunningMoments
+from rlhf_lightning.models.adapters import (
+    REFERENCE,
+    TRAINED,
+    VALUE,
+    AdapterView,
+    TrunkScorer,
+    adapter_state,
+    add_adapter,
+    freeze_adapter,
+)
 from rlhf_lightning.rewards.text import TextReward
 from rlhf_lightning.stages.ppo import PPOModule
+from rlhf_lightning.stages.ppo_losses import actor_losses, critic_loss
 from rlhf_lightning.stages.rollout import micro_batches, to_experience
 from tests import training
 from tests.tiny import VOCAB, packed_text, prompt_batch, tiny_policy, tiny_scorer
@@ -75,6 +92,19 @@ def weights(ppo: PPOModule) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in ppo.parameters() if p.requires_grad])
 
 
+def backward(ppo: PPOModule, micro: Experience, tokens: int) -> torch.Tensor:
+    """The whole loss of a micro-batch, whose gradient is added to the module's."""
+    losses: list[torch.Tensor] = []
+
+    def keep(loss: torch.Tensor) -> None:
+        losses.append(loss.detach())
+        loss.backward()
+
+    ppo.manual_backward = keep
+    ppo._backward(micro, tokens, first=True)
+    return torch.stack(losses).sum()
+
+
 def test_every_documented_scalar_is_logged_and_finite():
     seen = fit(module())[0]
     expected = {
@@ -108,8 +138,7 @@ def test_micro_batches_never_change_the_gradient(size):
     def gradient(rows: int) -> torch.Tensor:
         ppo.zero_grad()
         for micro in micro_batches(experience, rows):
-            loss, _ = ppo._losses(micro, tokens, first=True)
-            loss.backward()
+            backward(ppo, micro, tokens)
         return torch.cat([p.grad.flatten() for p in ppo.parameters() if p.grad is not None])
 
     torch.testing.assert_close(gradient(size), gradient(8), atol=1e-6, rtol=1e-4)
@@ -129,8 +158,7 @@ def test_left_padding_and_padding_contents_never_change_the_losses():
         returns=experience.returns.masked_fill(~experience.response_mask, float("nan")),
     )
     tokens = int(experience.response_mask.sum())
-    a, _ = ppo._losses(experience, tokens, first=True)
-    b, _ = ppo._losses(wider, tokens, first=True)
+    a, b = backward(ppo, experience, tokens), backward(ppo, wider, tokens)
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
@@ -139,7 +167,7 @@ def test_the_loss_is_the_clipped_policy_loss_plus_the_weighted_value_loss():
     rollout = ppo.rollout(batches(1)[0].prompts, ppo.generator)
     experience, _ = to_experience(rollout, HP, kl_coef=0.05, moments=RunningMoments())
     tokens = int(experience.response_mask.sum())
-    loss, _ = ppo._losses(experience, tokens, first=False)
+    loss = backward(ppo, experience, tokens)
     mask = experience.response_mask
     expected, _ = policy_loss(
         experience.logprobs,
@@ -214,7 +242,9 @@ def test_ema_is_the_running_average_of_the_policy():
         start, ppo.policy.parameters(), ppo.ema.parameters(), strict=True
     ):
         torch.testing.assert_close(average, 0.75 * before + 0.25 * after.detach())
-    assert ppo.exported_policy is ppo.ema
+    ppo.export_average()
+    for exported, average in zip(ppo.policy.parameters(), ppo.ema.parameters(), strict=True):
+        torch.testing.assert_close(exported.detach(), average, rtol=0, atol=0)
 
 
 def test_adaptive_kl_raises_the_coefficient_where_kl_is_above_target():
@@ -278,3 +308,102 @@ def test_ppo_raises_a_known_reward() -> None:
     """Thirty iterations on 'say t7, be short': every one of four seeds gains more than 0.5."""
     for seed in range(4):
         assert gain(30, 32, seed, lr=1e-3, ends=5) > 0.5
+
+
+LORA = LoRAConfig(rank=2, alpha=4.0)
+
+
+def adapted(hp: PPOConfig, **changes: Any) -> PPOModule:
+    """One backbone: the reference is the policy with its adapter off, the value model a second adapter with a head."""
+    policy = tiny_policy()
+    add_adapter(policy, LORA, TRAINED, seed=0)
+    value = None
+    if hp.value_kind == "adapter":
+        add_adapter(policy, LORA, VALUE, seed=1)
+        value = TrunkScorer(policy, VALUE)
+        value.owns_adapter = True
+    if hp.value_kind == "shared":
+        value = TrunkScorer(policy, TRAINED)
+    reference = AdapterView(policy, None)
+    return module(hp, policy=policy, value=value, reference=reference, **changes)
+
+
+def test_with_adapters_the_reference_stays_what_the_policy_was():
+    """At the first rollout the KL is 0 but for rounding; later it is not, and the weights below the adapters have not moved."""
+    hp = replace(HP, lora=LORA, iterations=3)
+    ppo = adapted(hp)
+    before = {n: p.clone() for n, p in ppo.policy.named_parameters() if ".lora_" not in n}
+    seen = fit(ppo)
+    assert seen[0]["rollout/kl_k1"] == pytest.approx(0, abs=1e-5)
+    assert seen[-1]["rollout/kl_k3"] > 1e-4
+    for name, parameter in ppo.policy.named_parameters():
+        if ".lora_" not in name:
+            torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
+    assert any(p.any() for p in adapter_state(ppo.policy, VALUE).values())
+
+
+def test_a_shared_value_head_reads_the_policys_own_states_in_one_pass():
+    hp = replace(HP, value="shared")
+    policy = tiny_policy()
+    value = TrunkScorer(policy, None, head=torch.full((1, 32), 0.1))
+    ppo = module(hp, policy=policy, value=value)
+    rollout = ppo.rollout(batches(1)[0].prompts, ppo.generator)
+    experience, _ = to_experience(rollout, hp, kl_coef=0.05, moments=RunningMoments())
+    passes: list[int] = []
+    policy.model.register_forward_hook(lambda *_: passes.append(1))
+    ppo.train()
+    backward(ppo, experience, int(experience.response_mask.sum()))
+    assert len(passes) == 1
+    found = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    # the same two losses, each by a pass of its own
+    ppo.zero_grad()
+    tokens = int(experience.response_mask.sum())
+    actor, _, _ = actor_losses(policy, experience, hp, tokens=tokens)
+    critic, _ = critic_loss(value, experience, hp, tokens=tokens)
+    (actor + critic).backward()
+    expected = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_warming_up_shared_head_leaves_the_policy_alone():
+    ppo = adapted(replace(HP, lora=LORA, value="shared", critic_warmup_iterations=1, iterations=1))
+    fit(ppo)
+    assert not any(p.any() for n, p in adapter_state(ppo.policy, TRAINED).items() if "lora_B" in n)
+    assert ppo.value.score.weight.any()
+
+
+def test_leave_one_out_needs_no_value_model_and_samples_each_prompt_k_times():
+    hp = replace(HP, advantage="rloo", samples_per_prompt=4, episodes_per_iteration=8, iterations=2)
+    ppo = module(hp, value=None)
+    data = [PPOBatch(prompt_batch([3, 5], seed=i)) for i in range(2)]
+    seen = fit(ppo, data)
+    assert ppo.progress.episodes == 16
+    assert "ppo/value_loss" not in seen[0]
+    assert all(isinstance(v, float) for v in seen[0].values())
+
+
+def test_a_checkpoint_with_adapters_holds_what_is_trained_and_nothing_frozen():
+    ppo = adapted(replace(HP, lora=LORA))
+    checkpoint: dict[str, Any] = {"state_dict": ppo.state_dict()}
+    ppo.on_save_checkpoint(checkpoint)
+    kept = set(checkpoint["state_dict"])
+    assert kept == {n for n, p in ppo.named_parameters() if p.requires_grad}
+    checkpoint["state_dict"].pop(min(kept))
+    with pytest.raises(RunFailed, match="does not fit this run's model: policy"):
+        ppo.on_load_checkpoint(checkpoint)
+
+
+def test_a_refreshed_reference_becomes_the_policy_as_it_is():
+    hp = replace(HP, lora=LORA, reference_refresh_every=1, iterations=1)
+    policy = tiny_policy()
+    for name in (TRAINED, REFERENCE, VALUE):
+        add_adapter(policy, LORA, name, seed=0)
+    freeze_adapter(policy, REFERENCE)
+    value = TrunkScorer(policy, VALUE)
+    value.owns_adapter = True
+    ppo = module(hp, policy=policy, value=value, reference=AdapterView(policy, REFERENCE))
+    fit(ppo)
+    trained, reference = adapter_state(policy, TRAINED), adapter_state(policy, REFERENCE)
+    assert any(p.any() for n, p in trained.items() if "lora_B" in n)
+    for name, parameter in reference.items():
+        torch.testing.assert_close(parameter, trained[name].detach(), rtol=0, atol=0)

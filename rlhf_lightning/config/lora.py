@@ -1,0 +1,28 @@
+"""Low-rank adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_lightning.config.checks import require
+
+
+@dataclass
+class LoRAConfig:
+    """Train low-rank adapters and leave the weights frozen. Source: Hu et al. 2021, arXiv:2106.09685."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """An adapter's output is scaled by alpha / rank."""
+    targets: str = "all-linear"
+    """all-linear (every linear layer of the backbone, never the output layer), or names: q_proj,v_proj."""
+    dropout: float = 0.0
+    """On the adapters' input, while training SFT and the reward model; PPO has none, or its ratio would not be one."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "lora.rank", ">= 1", self.rank)
+        require(self.alpha > 0, "lora.alpha", "> 0", self.alpha)
+        require(
+            bool(self.targets.strip()), "lora.targets", "all-linear or layer names", self.targets
+        )
+        require(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)", self.dropout)

@@ -1,0 +1,274 @@
+"""Low-rank adapters on the backbone of a transformers model: several by name, one at a time in use.
+
+peft puts its layers into the model in place, so the model stays what it is (`LlamaForCausalLM`, ...) and everything
+that runs models runs these too. `AdapterView` and `TrunkScorer` let one backbone in memory be reference, value model
+and reward model beside the policy.
+Source: Hu et al. 2021, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_lightning.config import LoRAConfig
+from rlhf_lightning.errors import UserError
+
+FOLDER = "adapter"
+"""Where an artifact keeps the adapter that was trained, beside the merged weights."""
+TRAINED, VALUE, REFERENCE = "trained", "value", "reference"
+"""Names of adapters. `trained` is the one of the stage's model itself, in use unless another is asked for."""
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The model without its head."""
+    return getattr(model, model.base_model_prefix)  # type: ignore[arg-type]
+
+
+def add_adapter(model: PreTrainedModel, lora: LoRAConfig, name: str, *, seed: int) -> None:
+    """Put a new adapter on the backbone: trainable, without effect yet (B = 0), in use if it is the first.
+
+    Everything that is not an adapter or a scalar head is frozen.
+    Raises: UserError if a target is no layer of this model.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        _inject(model, _settings(model, lora), name)
+
+
+def _inject(model: PreTrainedModel, settings: LoraConfig, name: str) -> None:
+    trunk = backbone(model)
+    trained = {n for n, p in model.named_parameters() if ".lora_" in n and p.requires_grad}
+    active = next((layer.active_adapters for layer in _layers(model)), [name])
+    with warnings.catch_warnings():  # a second adapter is what is meant
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(settings, trunk, name)
+    for parameter_name, parameter in model.named_parameters():
+        own = f".{name}." in parameter_name and ".lora_" in parameter_name
+        head = parameter_name.startswith("score.")
+        parameter.requires_grad_(own or head or parameter_name in trained)
+    for layer in _layers(model):
+        _use(layer, active)
+
+
+def _settings(model: PreTrainedModel, lora: LoRAConfig) -> LoraConfig:
+    there = _linear_names(backbone(model))
+    wanted = there if lora.targets == "all-linear" else {t.strip() for t in lora.targets.split(",")}
+    if unknown := sorted(wanted - there):
+        raise UserError(
+            f"lora.targets must be all-linear or some of {', '.join(sorted(there))}, got {unknown[0]!r}"
+        )
+    conv1d = any(isinstance(m, Conv1D) for m in backbone(model).modules())
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=sorted(wanted),
+        fan_in_fan_out=conv1d,  # GPT-2 keeps its weights transposed
+    )
+
+
+def _linear_names(trunk: nn.Module) -> set[str]:
+    """Last names of the linear layers, whether adapters are on them already or not."""
+    return {
+        name.removesuffix(".base_layer").rsplit(".", 1)[-1]
+        for name, module in trunk.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in f".{name}"
+    }
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether any adapter is on the model."""
+    return any(isinstance(module, LoraLayer) for module in model.modules())
+
+
+def _use(layer: Any, adapters: list[str]) -> None:
+    # peft's own switch also turns gradients on and off, which must not happen in the middle of a step
+    layer._active_adapter, layer._disable_adapters = adapters, not adapters
+
+
+@contextmanager
+def using(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Within it the model is as with adapter `name` alone (None: with all of them off)."""
+    layers = _layers(model)
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        _use(layer, [] if name is None else [name])
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def adapter_state(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """An adapter's parameters under their names without the adapter's own."""
+    mark = f".{name}."
+    return {
+        n.replace(mark, "."): p for n, p in model.named_parameters() if ".lora_" in n and mark in n
+    }
+
+
+@torch.no_grad()
+def copy_adapter(model: nn.Module, source: str, target: str) -> None:
+    """Give adapter `target` the numbers of `source`; both have the same layers and rank."""
+    numbers = adapter_state(model, source)
+    for name, parameter in adapter_state(model, target).items():
+        parameter.copy_(numbers[name])
+
+
+def freeze_adapter(model: nn.Module, name: str) -> None:
+    """Keep an adapter as it is."""
+    for parameter in adapter_state(model, name).values():
+        parameter.requires_grad_(False)
+
+
+def save_adapter(model: PreTrainedModel, name: str, folder: Path, *, base: str) -> None:
+    """An adapter (and the scalar head, if the model has one) as a folder that `peft.PeftModel.from_pretrained` takes.
+
+    `base` is written down as the model that it belongs on.
+    """
+    prefix = "base_model.model."
+    tensors = {prefix + n: p.detach().contiguous() for n, p in adapter_state(model, name).items()}
+    settings: Any = backbone(model).peft_config[name]  # type: ignore[index,union-attr]
+    written = settings.to_dict() | {
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "target_modules": sorted(settings.target_modules),
+        "task_type": "CAUSAL_LM",
+    }
+    head = getattr(model, "score", None)
+    if head is not None:
+        tensors[f"{prefix}score.weight"] = head.weight.detach().contiguous()
+        written |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(written, indent=2, sort_keys=True, default=str)
+    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+
+def load_adapter(model: PreTrainedModel, name: str, folder: Path) -> Tensor | None:
+    """Put a saved adapter on the model's backbone under `name`, frozen; returns its scalar head (1, d), if it has one.
+
+    Raises: UserError if it is not an adapter for this model.
+    """
+    known = set(LoraConfig().to_dict())
+    written = json.loads((folder / SETTINGS).read_text("utf-8"))
+    settings = LoraConfig(**{k: v for k, v in written.items() if k in known and v is not None})
+    settings.modules_to_save, settings.inference_mode = None, False
+    _inject(model, settings, name)
+    tensors = load_file(folder / WEIGHTS)
+    own = {n.removeprefix("base_model.model."): t for n, t in tensors.items()}
+    head = own.pop("score.weight", None)
+    there = adapter_state(model, name)
+    if own.keys() != there.keys():
+        wrong = min(own.keys() ^ there.keys())
+        raise UserError(f"{folder}: must be an adapter for {type(model).__name__}, got {wrong!r}")
+    with torch.no_grad():
+        for parameter_name, parameter in there.items():
+            parameter.copy_(own[parameter_name])
+    freeze_adapter(model, name)
+    return head
+
+
+def merge_adapter(model: PreTrainedModel, name: str) -> None:
+    """Add adapter `name` to the weights and take every adapter off, in place: a plain model again."""
+    trunk = backbone(model)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            layer: Any = module
+            layer.merge(adapter_names=[name])
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    del trunk.peft_config
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+class AdapterView(nn.Module):
+    """A causal LM as it is with one adapter on, None: with all off. It owns no parameter."""
+
+    def __init__(self, trunk: PreTrainedModel, adapter: str | None) -> None:
+        super().__init__()
+        self._trunk = (trunk,)  # not a submodule: its parameters are the policy's
+        self.adapter = adapter
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """The model itself."""
+        return self._trunk[0]
+
+    @property
+    def config(self) -> Any:
+        return self.trunk.config
+
+    def forward(self, **kwargs: Any) -> Any:
+        with using(self.trunk, self.adapter):
+            return self.trunk(**kwargs)
+
+
+class TrunkScorer(nn.Module):
+    """A scalar head on the hidden states of a causal LM's backbone, as they are with `adapter` on.
+
+    Its only submodule is the head: the backbone and the adapters stay the causal LM's. Where `owns_adapter` is set, the
+    adapter is trained with the head.
+    """
+
+    def __init__(
+        self,
+        trunk: PreTrainedModel,
+        adapter: str | None,
+        *,
+        head: Tensor | None = None,
+        bias: float = 0.0,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self._trunk = (trunk,)
+        self.adapter, self.owns_adapter = adapter, False
+        config: Any = trunk.config
+        # a few OPT models project their last state down
+        width: int = getattr(config, "word_embed_proj_dim", config.hidden_size)
+        self.score = nn.Linear(width, 1, bias=False, device=trunk.device)  # type: ignore[arg-type]
+        with torch.no_grad():  # V begins at 0 where nothing better is known
+            self.score.weight.copy_(torch.zeros(1, width) if head is None else head)
+        self.config = SimpleNamespace(reward_bias=bias, reward_gain=gain)
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """The causal LM."""
+        return self._trunk[0]
+
+    def trained(self) -> list[nn.Parameter]:
+        """The head, and the adapter where it is this model's own."""
+        own = self.owns_adapter and self.adapter is not None
+        adapter = adapter_state(self.trunk, str(self.adapter)).values() if own else ()
+        return [p for p in (*self.score.parameters(), *adapter) if p.requires_grad]
+
+    def hidden_states(self, **inputs: Any) -> Tensor:
+        """Last hidden states (B, T, d) of the backbone."""
+        with using(self.trunk, self.adapter):
+            return backbone(self.trunk)(**inputs, use_cache=False).last_hidden_state
+
+
+def in_use(model: nn.Module) -> AbstractContextManager[None]:
+    """Within it the backbone is as this model's own passes see it."""
+    return using(model.trunk, model.adapter) if isinstance(model, TrunkScorer) else nullcontext()

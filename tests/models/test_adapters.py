@@ -1,0 +1,197 @@
+"""Adapters: no effect at first, apart from each other, the same after merging, and readable by peft alone."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from rlhf_lightning.config import LoRAConfig
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.adapters import (
+    AdapterView,
+    TrunkScorer,
+    adapter_state,
+    add_adapter,
+    copy_adapter,
+    freeze_adapter,
+    has_adapters,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+    using,
+)
+from rlhf_lightning.models.forward import response_logits, sequence_scores, token_values
+from tests.tiny import tiny_policy, tiny_scorer
+
+LORA = LoRAConfig(rank=2, alpha=4.0)
+FAMILIES = ("llama", "gpt2")
+
+
+def sequence(rows: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    prompts = torch.randint(3, 40, (rows, 4), generator=generator)
+    responses = torch.randint(3, 40, (rows, 5), generator=generator)
+    prompt_mask, response_mask = torch.ones(rows, 4).bool(), torch.ones(rows, 5).bool()
+    prompt_mask[0, :2] = False  # left-padded
+    return prompts, prompt_mask, responses, response_mask
+
+
+def disturb(model: nn.Module, name: str, seed: int = 0) -> None:
+    """Numbers that do something: a new adapter's B is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter_state(model, name).values():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_adapter_changes_nothing_and_is_all_that_is_trained(family: str) -> None:
+    policy = tiny_policy(family=family)
+    plain = response_logits(policy, *sequence())
+    add_adapter(policy, LORA, "policy", seed=0)
+    torch.testing.assert_close(response_logits(policy, *sequence()), plain, rtol=0, atol=0)
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".lora_" in name and ".policy." in name for name in trained)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_the_adapter_off_the_policy_is_the_frozen_copy(family: str) -> None:
+    policy = tiny_policy(family=family)
+    frozen = copy.deepcopy(policy)
+    add_adapter(policy, LORA, "policy", seed=0)
+    disturb(policy, "policy")
+    reference = AdapterView(policy, None)
+    expected = response_logits(frozen, *sequence())
+    torch.testing.assert_close(response_logits(reference, *sequence()), expected, rtol=0, atol=0)
+    assert not torch.allclose(response_logits(policy, *sequence()), expected)
+
+
+def test_adapters_do_not_see_each_other() -> None:
+    policy = tiny_policy()
+    add_adapter(policy, LORA, "policy", seed=0)
+    disturb(policy, "policy", seed=1)
+    alone = response_logits(policy, *sequence())
+    add_adapter(policy, LORA, "value", seed=2)
+    disturb(policy, "value", seed=3)
+    torch.testing.assert_close(response_logits(policy, *sequence()), alone, rtol=0, atol=0)
+    with using(policy, "value"):
+        assert not torch.allclose(response_logits(policy, *sequence()), alone)
+    torch.testing.assert_close(response_logits(policy, *sequence()), alone, rtol=0, atol=0)
+
+
+def test_the_gradient_goes_to_the_adapter_in_use_and_to_its_head() -> None:
+    policy = tiny_policy()
+    add_adapter(policy, LORA, "policy", seed=0)
+    add_adapter(policy, LORA, "value", seed=1)
+    value = TrunkScorer(policy, "value", head=torch.ones(1, 32))
+    token_values(value, *sequence()).sum().backward()
+    assert value.score.weight.grad is not None
+    assert all(p.grad is None for p in adapter_state(policy, "policy").values())
+    assert any(p.grad is not None and p.grad.any() for p in adapter_state(policy, "value").values())
+    assert all(p.requires_grad for p in adapter_state(policy, "policy").values())
+
+
+def test_a_copied_adapter_does_the_same_and_a_frozen_one_is_not_trained() -> None:
+    policy = tiny_policy()
+    add_adapter(policy, LORA, "policy", seed=0)
+    add_adapter(policy, LORA, "reference", seed=1)
+    freeze_adapter(policy, "reference")
+    disturb(policy, "policy")
+    copy_adapter(policy, "policy", "reference")
+    torch.testing.assert_close(
+        response_logits(AdapterView(policy, "reference"), *sequence()),
+        response_logits(policy, *sequence()),
+        rtol=0,
+        atol=0,
+    )
+    assert not any(p.requires_grad for p in adapter_state(policy, "reference").values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merging_keeps_the_function_and_leaves_a_plain_model(family: str) -> None:
+    policy = tiny_policy(family=family)
+    names = set(policy.state_dict())
+    add_adapter(policy, LORA, "policy", seed=0)
+    add_adapter(policy, LORA, "value", seed=0)
+    disturb(policy, "policy")
+    disturb(policy, "value", seed=9)
+    before = response_logits(policy, *sequence())
+    merge_adapter(policy, "policy")
+    torch.testing.assert_close(response_logits(policy, *sequence()), before, rtol=1e-5, atol=1e-5)
+    assert not has_adapters(policy)
+    assert set(policy.state_dict()) == names
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_adapter_loads_with_peft_alone(family: str, tmp_path: Path) -> None:
+    policy = tiny_policy(family=family)
+    base = copy.deepcopy(policy)
+    add_adapter(policy, LORA, "policy", seed=0)
+    disturb(policy, "policy")
+    save_adapter(policy, "policy", tmp_path, base="the-base")
+    loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    ids = sequence()[2]
+    torch.testing.assert_close(loaded(input_ids=ids).logits, policy(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_reward_adapter_has_its_head(family: str, tmp_path: Path) -> None:
+    scorer = tiny_scorer(family=family)
+    base = copy.deepcopy(scorer)
+    add_adapter(scorer, LORA, "reward", seed=0)
+    assert scorer.score.weight.requires_grad
+    disturb(scorer, "reward")
+    with torch.no_grad():
+        scorer.score.weight.add_(0.5)
+    save_adapter(scorer, "reward", tmp_path, base="the-base")
+    ids = sequence()[2]
+    mask = torch.ones_like(ids).bool()
+    expected = sequence_scores(scorer, ids, mask)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    torch.testing.assert_close(loaded(input_ids=ids).logits[:, 0], expected)
+
+
+def test_a_reward_adapter_on_the_policys_backbone_scores_as_the_whole_reward_model(
+    tmp_path: Path,
+) -> None:
+    policy, scorer = tiny_policy(), tiny_scorer()
+    scorer.model.load_state_dict(policy.model.state_dict())  # the reward model began as this policy
+    add_adapter(scorer, LORA, "reward", seed=0)
+    disturb(scorer, "reward")
+    save_adapter(scorer, "reward", tmp_path, base="the-base")
+    add_adapter(policy, LORA, "policy", seed=1)
+    disturb(policy, "policy", seed=2)
+    head = load_adapter(policy, "reward", tmp_path)
+    shared = TrunkScorer(policy, "reward", head=head, bias=0.25, gain=2.0)
+    ids, mask = sequence()[2], sequence()[3]
+    expected = (sequence_scores(scorer, ids, mask) - 0.25) * 2
+    torch.testing.assert_close(sequence_scores(shared, ids, mask), expected)
+    assert not any(p.requires_grad for p in adapter_state(policy, "reward").values())
+
+
+def test_a_value_head_without_a_start_says_zero() -> None:
+    policy = tiny_policy()
+    value = TrunkScorer(policy, None)
+    assert token_values(value, *sequence()).abs().max() == 0
+    assert [name for name, _ in value.named_parameters()] == ["score.weight"]
+
+
+def test_an_adapter_for_another_model_is_refused(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    add_adapter(policy, LoRAConfig(rank=2, targets="q_proj"), "policy", seed=0)
+    save_adapter(policy, "policy", tmp_path, base="the-base")
+    with pytest.raises((UserError, ValueError), match=r"q_proj|adapter for"):
+        load_adapter(tiny_policy(family="gpt2"), "policy", tmp_path)
+
+
+def test_a_target_that_is_no_layer_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"lora\.targets must be all-linear or some of .*q_proj.*'qq'"
+    ):
+        add_adapter(tiny_policy(), LoRAConfig(targets="q_proj,qq"), "policy", seed=0)
