@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_lightning.config import STAGES
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.rewards.functions import load_function
 from rlhf_lightning.signatures import (
     UNKNOWN,
     Parameter,
@@ -58,6 +59,14 @@ def check_targets(tree: dict[str, Any]) -> None:
         _check_optimizer(tree[stage]["optimizer"], f"{stage}.optimizer")
     for name, source in tree["mix"]["sources"].items():
         _check_source(source, f"mix.sources.{name}")
+    for group, parts in (
+        ("reward_source.parts", tree["reward_source"]["parts"]),
+        ("evaluate.known", tree["evaluate"]["known"]),
+    ):
+        for name, part in parts.items():
+            if part["kind"] == "function":
+                # imported and made: a wrong path or argument would else be found hours later
+                load_function(part["target"], part["args"], key=f"{group}.{name}")
     _check_architecture(tree["model"]["architecture"], "model.architecture")
     if tree["reward"].get("model"):
         _check_architecture(tree["reward"]["model"]["architecture"], "reward.model.architecture")

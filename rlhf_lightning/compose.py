@@ -24,6 +24,8 @@ from rlhf_lightning.config import (
     EvaluateConfig,
     MixConfig,
     ModelConfig,
+    RewardPartConfig,
+    RewardSourceConfig,
     RootConfig,
     SourceConfig,
     cross_check,
@@ -32,6 +34,13 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.offline_model import cached
 
 PACKAGE = Path(__file__).resolve().parent
+
+OPEN_NODES = {
+    "mix.sources": SourceConfig,
+    "reward_source.parts": RewardPartConfig,
+    "evaluate.known": RewardPartConfig,
+}
+"""Key → what each of its entries is; the names are the user's."""
 
 
 def conf_dir() -> Path:
@@ -48,16 +57,20 @@ def register() -> None:
     schema.model = OmegaConf.structured(ModelConfig)
     schema.mix = OmegaConf.structured(MixConfig)
     schema.evaluate = OmegaConf.structured(EvaluateConfig)
+    schema.reward_source = OmegaConf.structured(RewardSourceConfig)
     # open, so that new names need no `+` on the command line
     for node in (
         schema.model.architecture,
         schema.mix.sources,
         schema.mix.weights,
         schema.evaluate.models,
+        schema.evaluate.known,
+        schema.reward_source.parts,
     ):
         OmegaConf.set_struct(node, False)
     # `mix.sources.mine.path=...` first makes an untyped `mine`; to_root types it
-    schema.mix.sources._metadata.element_type = Any
+    for node in (schema.mix.sources, schema.reward_source.parts, schema.evaluate.known):
+        node._metadata.element_type = Any
     ConfigStore.instance().store("schema", schema, provider="rlhf")
 
 
@@ -95,12 +108,17 @@ def to_root(cfg: DictConfig) -> RootConfig:
 
 def _with_typed_sources(cfg: DictConfig) -> DictConfig:
     typed = copy.deepcopy(cfg)
-    sources = OmegaConf.select(typed, "mix.sources")
-    for name in sources or {}:
-        schema = OmegaConf.create({"mix": {"sources": {name: OmegaConf.structured(SourceConfig)}}})
-        OmegaConf.set_struct(schema.mix.sources[name].args, False)
-        given = OmegaConf.create({"mix": {"sources": {name: sources[name]}}})
-        sources[name] = OmegaConf.merge(schema, given).mix.sources[name]
+    for key, kind in OPEN_NODES.items():
+        node = OmegaConf.select(typed, key)
+        for name in node or {}:
+            if not isinstance(node._get_node(name), DictConfig) or node._get_node(name)._is_none():
+                raise UserError(f"{key}.{name} must be a group of settings, got {node[name]!r}")
+            schema, given = OmegaConf.create(), OmegaConf.create()
+            # at its whole key, so that a message names that
+            OmegaConf.update(schema, f"{key}.{name}", OmegaConf.structured(kind), force_add=True)
+            OmegaConf.set_struct(OmegaConf.select(schema, f"{key}.{name}").args, False)
+            OmegaConf.update(given, f"{key}.{name}", node._get_node(name), force_add=True)
+            node[name] = OmegaConf.select(OmegaConf.merge(schema, given), f"{key}.{name}")
     return typed
 
 
@@ -136,6 +154,8 @@ def _full_key(cfg: DictConfig, message: str) -> str:
     name = message.split(" ", maxsplit=1)[0].split(".", maxsplit=1)[0]
     if path.endswith(f".{name}"):
         return path + message.removeprefix(name)
+    if path and "." not in message.split(" ", maxsplit=1)[0]:  # an entry of an open node
+        return f"{path}.{message}"
     return message
 
 

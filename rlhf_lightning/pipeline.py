@@ -78,7 +78,7 @@ def explain(
     """`dry_run=true`: whether each stage is reused, continued, new or refused; what differs from the nearest run."""
     for plan in plans:
         for missing in [] if root.task == "pipeline" else _missing_parents(plan):
-            print(f"{missing.label:<18} {'missing':<10} {_command(missing.task, overrides)}")
+            print(f"{missing.label:<18} {'missing':<10} {_command(missing, overrides)}")
         print(f"{plan.label:<18} {_state(plan):<10} {plan.path}")
         if _state(plan) == "new":
             found = nearest(root.outputs, plan.task, plan.identity)
@@ -119,7 +119,7 @@ def run_alone(
     for parent in _missing_parents(plan):
         raise UserError(
             f"task={plan.task} needs the run of {parent.label} first, got none that is finished at"
-            f" {str(parent.path)!r}; run: {_command(parent.task, overrides)}"
+            f" {str(parent.path)!r}; run: {_command(parent, overrides)}"
         )
     run = run_stage(plan, mixture, stop, overrides)
     _mark_latest(plan.root.outputs, run.path)
@@ -139,9 +139,11 @@ def _mark_latest(outputs: str, path: Path) -> None:
         log.warning("outputs/latest is not set: %s", error)
 
 
-def _command(task: str, overrides: Sequence[str]) -> str:
-    kept = [item for item in overrides if not item.startswith(("task=", "run_dir=", "dry_run="))]
-    return shlex.join(["rlhf", f"task={task}", *kept])
+def _command(plan: StagePlan, overrides: Sequence[str]) -> str:
+    dropped = ("task=", "run_dir=", "dry_run=", "reward_source.member=")
+    kept = [item for item in overrides if not item.startswith(dropped)]
+    member = [f"reward_source.member={plan.member}"] if plan.member else []
+    return shlex.join(["rlhf", f"task={plan.task}", *kept, *member])
 
 
 def run_stage(plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence[str]) -> Run:
@@ -287,7 +289,7 @@ def run_pipeline(
 
 
 def _place(plan: StagePlan) -> str:
-    name = stage_name(plan.task, plan.round)
+    name = stage_name(plan.task, plan.round, plan.member)
     size = plan.root.reward.model
     other = size is not None and plan.root.model is size and plan.task != "reward"
     return f"{name}-{plan.root.model.name}" if other else name

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.config import ModelConfig, RootConfig
+from rlhf_lightning.config import ModelConfig, RewardPartConfig, RootConfig
+from rlhf_lightning.config.reward_source import role_of
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.offline_model import NAME as OFFLINE
-from rlhf_lightning.offline_model import cached
+from rlhf_lightning.model_identity import model_identity, parts_identity, require_local_folder
 from rlhf_lightning.runs import Artifact, resolve_artifact, run_hash, run_name, run_path
 from rlhf_lightning.runs.artifact import load_config
-from rlhf_lightning.runs.identity import FORMAT_VERSION, canonical_json, plain, sha256_tree
+from rlhf_lightning.runs.identity import FORMAT_VERSION, canonical_json, plain
 
 NOT_IDENTITY = ("init", "model", "checkpoint_every")
 """Keys of a stage's node that do not say what it computes: parents count by what they are, the model by itself."""
@@ -37,6 +36,8 @@ class StagePlan:
     """Role (base, policy, init, reward, ...) → the run or artifact that plays it."""
     folder: Path | None = None
     """Given by `run_dir`; None: the place that the identity determines."""
+    member: int = 0
+    """Which of an ensemble's reward models; 0 is the first, and the only one without an ensemble."""
 
     @property
     def name(self) -> str:
@@ -47,7 +48,8 @@ class StagePlan:
         """How messages call it: `ppo`, `ppo of round 2`, `sft (small)` for the reward model's own."""
         size = self.root.reward.model
         other = size is not None and self.root.model is size and self.task != "reward"
-        name = f"{self.task} ({self.root.model.name})" if other else self.task
+        task = member_name(self.task, self.member)
+        name = f"{task} ({self.root.model.name})" if other else task
         return name if self.round == 1 else f"{name} of round {self.round}"
 
     @property
@@ -64,7 +66,7 @@ class Planner:
         self.root, self.data_identity = root, dict(data_identity)
         self.folder = folder
         """Where all stages of a pipeline lie, if the user said so."""
-        self._made: dict[tuple[str, int, str], StagePlan] = {}
+        self._made: dict[tuple[str, int, str, int], StagePlan] = {}
 
     def pipeline(self) -> list[StagePlan]:
         """All stages in the order in which they can run."""
@@ -87,52 +89,52 @@ class Planner:
 
     def pretrain(self, model: ModelConfig | None = None) -> StagePlan:
         init = self.root.pretrain.init.policy
-        parents = self._given("init", init, "pretrain.init.policy", ("pretrain", "sft", "ppo"))
+        stages = ("pretrain", "sft", "ppo")
+        parents = self._given("init", init, "pretrain.init.policy", stages, model)
         return self._plan("pretrain", parents, model=model)
 
     def sft(self, model: ModelConfig | None = None) -> StagePlan:
         init = self.root.sft.init.policy
-        parents = self._given("init", init, "sft.init.policy", ("pretrain", "sft", "ppo"))
+        stages = ("pretrain", "sft", "ppo")
+        parents = self._given("init", init, "sft.init.policy", stages, model)
         if init is None and (model or self.root.model).path is None:
             parents["init"] = self.pretrain(model)
         return self._plan("sft", parents, model=model)
 
-    def reward(self, round_: int = 1) -> StagePlan:
+    def reward(self, round_: int = 1, member: int | None = None) -> StagePlan:
+        """One reward model; of an ensemble, that of `member` (None: the one that the settings name)."""
+        member = self.root.reward_source.member if member is None else member
         hp, init = self.root.reward, self.root.reward.init.policy
         sampled = hp.completions == "policy"
         # a reward model has no completions to sample
         stages = ("pretrain", "sft", "ppo", *(() if sampled else ("reward",)))
-        parents = self._given("init", init, "reward.init.policy", stages)
+        parents = self._given("init", init, "reward.init.policy", stages, hp.model)
         if init == "none" and sampled:
             raise UserError(
                 "reward.completions must be speakers where reward.init.policy is none, got 'policy'"
             )
         if round_ > 1:
-            parents["init"] = self.reward(round_ - 1)
+            parents["init"] = self.reward(round_ - 1, member)
         elif init is None:
             parents["init"] = self.sft(hp.model)
-        if sampled:
+        if member > 0:  # it learns from what the first one has collected
+            parents["comparisons"] = self.reward(round_, 0)
+        elif sampled:
             given = parents.get("init") if init is not None else self.sft()
             current = self.ppo(round_ - 1) if round_ > 1 else given
             assert current is not None
             parents["policy"] = current
-        return self._plan("reward", parents, model=hp.model, round_=round_)
+        return self._plan("reward", parents, model=hp.model, round_=round_, member=member)
 
     def ppo(self, round_: int = 1) -> StagePlan:
         init = self.root.ppo.init
         policy = self._given("policy", init.policy, "ppo.init.policy", ("pretrain", "sft", "ppo"))
-        reward = self._given("reward", init.reward, "ppo.init.reward", ("reward",))
-        if init.reward == "none":
-            raise UserError(
-                "ppo.init.reward must be a run, an artifact or a model folder, got 'none'"
-            )
         if round_ > 1:
             policy["policy"] = self.ppo(round_ - 1)
         elif init.policy is None:
             policy["policy"] = self.sft()
-        if not reward:
-            reward["reward"] = self.reward(round_)
-        return self._plan("ppo", policy | reward, round_=round_)
+        rewards = self._rewards(init.reward, "ppo.init.reward", round_)
+        return self._plan("ppo", policy | rewards, round_=round_)
 
     def evaluate(self, rounds: int | None = None) -> StagePlan:
         hp, rounds = self.root.evaluate, rounds or self.root.pipeline.rounds
@@ -144,17 +146,18 @@ class Planner:
                 found = self._default_model(name, key, rounds)
                 if found is not None:
                     parents[f"models.{name}"] = found
-        if hp.reward == "none":
-            raise UserError(
-                "evaluate.reward must be a run, an artifact or a model folder, got 'none'"
-            )
         # null: the one that PPO was trained against
         key = "evaluate.reward" if hp.reward is not None else "ppo.init.reward"
         given = self.root.ppo.init.reward if hp.reward is None else hp.reward
-        reward = self._given("reward", given, key, ("reward",))
-        if not reward:
-            reward["reward"] = self.reward(rounds)
-        return self._plan("evaluate", parents | reward)
+        return self._plan("evaluate", parents | self._rewards(given, key, rounds))
+
+    def _rewards(self, given: str | None, key: str, round_: int) -> dict[str, StagePlan | Artifact]:
+        """The models of the score's learned part; none where it has no such part."""
+        if given == "none":
+            raise UserError(f"{key} must be a run, an artifact or a model folder, got 'none'")
+        found = self._given("reward", given, key, ("reward",), self.root.reward.model)
+        members = range(self.root.reward_source.members)
+        return found or {role_of(i): self.reward(round_, i) for i in members}
 
     def _default_model(self, name: str, key: str, rounds: int) -> StagePlan | Artifact | None:
         if name == "base":
@@ -167,16 +170,24 @@ class Planner:
         raise UserError(f"{key} must be a run, an artifact or a model folder, got null")
 
     def _given(
-        self, role: str, path: str | None, key: str, stages: tuple[str, ...]
+        self,
+        role: str,
+        path: str | None,
+        key: str,
+        stages: tuple[str, ...],
+        model: ModelConfig | None = None,
     ) -> dict[str, StagePlan | Artifact]:
+        """The artifact that the user named; `model` is what it is loaded as, None being the command's own."""
         if path is None or path == "none":
             return {}
         artifact = resolve_artifact(path, stages=stages, key=key)
-        config, ours = load_config(artifact), self.root.model.context_length
+        model = model or self.root.model
+        config, ours = load_config(artifact), model.context_length
         longest = config.get("max_position_embeddings", config.get("n_positions"))
         if longest is not None and ours > longest:
+            own = "reward.model" if model is self.root.reward.model else "model"
             raise UserError(
-                f"model.context_length must be <= {longest}, the context of {key}={path}, got {ours}"
+                f"{own}.context_length must be <= {longest}, the context of {key}={path}, got {ours}"
             )
         return {role: artifact}
 
@@ -187,18 +198,22 @@ class Planner:
         *,
         model: ModelConfig | None = None,
         round_: int = 1,
+        member: int = 0,
     ) -> StagePlan:
         root = self.root if model is None else replace(self.root, model=model)
+        if root.reward_source.member != member:  # a saved config runs this member again
+            root = replace(root, reward_source=replace(root.reward_source, member=member))
         # not by name: reward.model may be another variant of the same size
-        key = (task, round_, canonical_json(root.model))
+        key = (task, round_, canonical_json(root.model), member)
         if key not in self._made:
             identity = self._identity(task, root, parents, round_)
+            identity |= {"member": member} if member else {}
             folder = None
             if self.folder is not None:
-                folder = self.folder / stage_name(task, round_)
+                folder = self.folder / stage_name(task, round_, member)
                 if model is not None and task != "reward":
                     folder = folder.with_name(f"{folder.name}-{model.name}")
-            self._made[key] = StagePlan(task, round_, root, identity, parents, folder)
+            self._made[key] = StagePlan(task, round_, root, identity, parents, folder, member)
         return self._made[key]
 
     def _identity(
@@ -210,7 +225,9 @@ class Planner:
     ) -> dict[str, Any]:
         node = {k: v for k, v in plain(getattr(root, task)).items() if k not in NOT_IDENTITY}
         if task == "evaluate":
-            node = {k: v for k, v in node.items() if k not in ("models", "reward")}
+            node = {k: v for k, v in node.items() if k not in ("models", "reward", "known")}
+            known = parts_identity(root.evaluate.known, "evaluate.known")
+            node |= {"known": known} if known else {}
             own = sorted(n for n in root.evaluate.models if f"models.{n}" not in parents)
             node |= {"own_weights": own} if own else {}
         mix = plain(root.mix)
@@ -220,7 +237,7 @@ class Planner:
         identity = {
             "format_version": FORMAT_VERSION,
             task: node,
-            "model": _model_identity(root.model),
+            "model": model_identity(root.model),
             "mix": mix,
             "data": self.data_identity,
             "seed": root.seed,
@@ -230,37 +247,17 @@ class Planner:
         }
         if task in ("reward", "evaluate"):  # these choose their prompts by PPO's limit
             identity["max_prompt_tokens"] = root.ppo.max_prompt_tokens
+        if task in ("ppo", "evaluate"):
+            parts = root.reward_source.parts
+            if parts != {"learned": RewardPartConfig(kind="learned")}:  # then the parent says it
+                identity["reward_source"] = parts_identity(parts, "reward_source.parts")
         return identity | ({"round": round_} if round_ > 1 else {})
 
 
 def require_model_folder(model: ModelConfig, key: str) -> None:
     """Raises: UserError if `model.path` is written as a place on this machine and no model is there."""
-    path = model.path
-    if path is None:
-        return
-    local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if local and not (Path(path) / "config.json").is_file():
-        if Path(path) == cached(OFFLINE):
-            raise UserError(
-                f"{key} must be there first: make offline-model (or python -m rlhf_lightning.offline_model),"
-                f" got nothing in {path!r}"
-            )
-        raise UserError(
-            f"{key} must be a hub id or a folder with a model, got {path!r}, which has no config.json"
-        )
-
-
-def _model_identity(model: ModelConfig) -> dict[str, Any]:
-    """The settings; a local folder counts by its files' sha256, not by its place."""
-    identity = plain(model)
-    if model.path is not None and Path(model.path).is_dir():
-        identity |= {"path": Path(model.path).name, "sha256": _tree(model.path)}
-    return identity
-
-
-@lru_cache(maxsize=8)
-def _tree(path: str) -> str:
-    return sha256_tree(path)
+    if model.path is not None:
+        require_local_folder(model.path, key)
 
 
 def parent_hash(parent: StagePlan | Artifact) -> str:
@@ -268,6 +265,13 @@ def parent_hash(parent: StagePlan | Artifact) -> str:
     return run_hash(parent.identity) if isinstance(parent, StagePlan) else parent.sha256
 
 
-def stage_name(task: str, round_: int) -> str:
+def stage_name(task: str, round_: int, member: int = 0) -> str:
     """Name of a stage inside a pipeline's directory."""
-    return task if task in ("pretrain", "evaluate") else f"round-{round_}/{task}"
+    if task in ("pretrain", "evaluate"):
+        return task
+    return f"round-{round_}/{member_name(task, member)}"
+
+
+def member_name(task: str, member: int) -> str:
+    """reward, reward-2, reward-3, ..."""
+    return f"{task}-{member + 1}" if member else task

@@ -27,14 +27,15 @@ OURS = {
     "callbacks": CORE | {"evaluation"},
     "runs": CORE,
     "offline_model": CORE,
-    "plan": CORE | {"offline_model", "runs"},
+    "plan": CORE | {"model_identity", "runs"},
+    "model_identity": CORE | {"offline_model", "runs"},
     "tasks": CORE
     | {"batches", "callbacks", "data", "evaluation", "functional", "models"}
     | {"plan", "rewards", "runs", "stages"},
     "tasks/report.py": {"compose.defaults_diff"},
     "pipeline": CORE | {"callbacks.log", "compose", "data", "plan", "runs", "tasks"},
     "signatures": CORE,
-    "binding": CORE | {"signatures"},
+    "binding": CORE | {"rewards.functions", "signatures"},
     "compose": CORE | {"binding", "compose_errors", "offline_model"},
     "compose_errors": CORE | {"binding", "compose"},
     "__main__": CORE | {"compose", "compose_errors", "pipeline", "runs"},
@@ -55,7 +56,7 @@ LIGHTNING = {
 }
 LIGHTNING_PARTS = ("callbacks", "strategies")
 NO_TORCH = ("config", "errors", "runs", "plan", "pipeline", "signatures", "binding")
-NO_TORCH += ("compose", "compose_errors", "__main__", "__init__")
+NO_TORCH += ("model_identity", "compose", "compose_errors", "__main__", "__init__")
 """Config errors, `dry_run=true` and `task=runs` answer without it."""
 
 

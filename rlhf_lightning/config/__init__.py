@@ -5,7 +5,8 @@ Foreign classes (optimizers, Trainer, loggers, callbacks) stay plain `_target_` 
 Sources in brackets are those of docs: [I] InstructGPT, [S] Learning to summarize, [Z] Ziegler et al.,
 [N] N implementation details (summarization). "nano" marks a default chosen by measurement for the built-in world.
 
-One file a group of settings: `model`, `mix`, `lora`, `sft`, `reward`, `ppo`, `evaluate`; `root` holds them together.
+One file a group of settings (`model`, `mix`, `lora`, `sft`, `reward`, `reward_source`, `ppo`, `evaluate`); `root` holds
+them together.
 """
 
 from rlhf_lightning.config.checks import MISSING
@@ -15,6 +16,7 @@ from rlhf_lightning.config.mix import MixConfig, SourceConfig
 from rlhf_lightning.config.model import ModelConfig
 from rlhf_lightning.config.ppo import AdaptiveKLConfig, PPOConfig, PTXConfig
 from rlhf_lightning.config.reward import RewardConfig
+from rlhf_lightning.config.reward_source import RewardPartConfig, RewardSourceConfig
 from rlhf_lightning.config.root import (
     STAGES,
     TASKS,
@@ -37,6 +39,8 @@ __all__ = [
     "PPOConfig",
     "PTXConfig",
     "RewardConfig",
+    "RewardPartConfig",
+    "RewardSourceConfig",
     "STAGES",
     "TASKS",
     "PipelineConfig",

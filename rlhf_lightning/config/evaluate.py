@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rlhf_lightning.config.checks import require
+from rlhf_lightning.config.reward_source import RewardPartConfig
 
 
 @dataclass
@@ -16,9 +17,12 @@ class EvaluateConfig:
     )
     """Name → run directory, artifact or Hugging Face folder; null: the run of that stage (base is pretrain's)."""
     reward: str | None = None
-    """Reward model; null: the reward stage's run."""
+    """Reward model of the learned part of reward_source; null: the one that PPO was trained against."""
+    known: dict[str, RewardPartConfig] = field(default_factory=dict)
+    """Name → a score that training need not see (kind function or model, as in reward_source.parts): measured for every
+    model on the same prompts, and compared with `reference`."""
     reference: str = "sft"
-    """Name of the model that KL is measured against."""
+    """Name of the model that KL is measured against, and gains."""
     prompts: int = 500
     """Held-out prompts (test split)."""
     samples_shown: int = 12
@@ -39,3 +43,7 @@ class EvaluateConfig:
             f"one of evaluate.models {sorted(self.models)}",
             self.reference,
         )
+        for name, part in self.known.items():
+            key = f"evaluate.known.{name}"
+            require(part.kind != "learned", f"{key}.kind", "one of function, model", part.kind)
+            require(part.weight == 1, f"{key}.weight", "1: it is measured as it is", part.weight)

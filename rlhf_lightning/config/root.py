@@ -11,7 +11,9 @@ from rlhf_lightning.config.mix import MixConfig
 from rlhf_lightning.config.model import ModelConfig
 from rlhf_lightning.config.ppo import PPOConfig
 from rlhf_lightning.config.reward import RewardConfig
+from rlhf_lightning.config.reward_source import RewardSourceConfig
 from rlhf_lightning.config.sft import SFTConfig
+from rlhf_lightning.errors import UserError
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
 TASKS = (*STAGES, "evaluate", "pipeline", "runs")
@@ -58,6 +60,7 @@ class RootConfig:
     pretrain: SFTConfig = MISSING
     sft: SFTConfig = MISSING
     reward: RewardConfig = MISSING
+    reward_source: RewardSourceConfig = field(default_factory=RewardSourceConfig)
     ppo: PPOConfig = MISSING
     evaluate: EvaluateConfig = MISSING
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
@@ -112,7 +115,22 @@ def cross_check(root: RootConfig) -> None:
             f">= {ppo.max_prompt_tokens + tokens} (prompt and response)",
             longest,
         )
+    _check_reward_source(root)
     _check_one_process(root.trainer or {})
+
+
+def _check_reward_source(root: RootConfig) -> None:
+    """A reward model is named where the score has one to name."""
+    members = root.reward_source.members
+    for key, given in (
+        ("ppo.init.reward", root.ppo.init.reward),
+        ("evaluate.reward", root.evaluate.reward),
+    ):
+        if given is not None and members != 1:
+            what = "an ensemble of them" if members else "no learned part"
+            raise UserError(f"{key} must be null where reward_source has {what}, got {given!r}")
+    alone = root.task == "reward" or root.reward_source.member == 0
+    require(alone, "reward_source.member", "0 but in task=reward", root.reward_source.member)
 
 
 def _check_one_process(trainer: dict[str, Any]) -> None:

@@ -44,6 +44,25 @@ class StoredRecords(Sequence[Record]):
                 yield json.loads(line)
 
 
+class Reordered(Sequence[Record]):
+    """A sequence of records in another order; none of them is read before it is asked for."""
+
+    def __init__(self, records: Sequence[Record], order: Sequence[int]) -> None:
+        self.records, self.order = records, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self.records[i] for i in self.order[index]]
+        return self.records[self.order[index]]
+
+
 def store(path: Path, records: Iterable[dict[str, Any]]) -> StoredRecords:
     """Write all records under a temporary name, then rename; a kill leaves no part of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)

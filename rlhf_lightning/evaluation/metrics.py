@@ -4,7 +4,8 @@ Keys of one model, `NAME` being base, sft, ppo, ... (a key is absent where its i
 
     NAME/gold_score        mean total of the gold labeler, in [0, 1]
     NAME/helpful           mean of that part; likewise NAME/truthful, NAME/harmless
-    NAME/reward_score      mean score of the reward model
+    NAME/reward_score      mean score of reward_source
+    NAME/known/SCORE       mean of that known score (evaluate.known)
     NAME/kl_k1             mean over responses of Σ logπ − logπ_ref, nats, against evaluate.reference
     NAME/kl_k3             mean over responses of Σ e^{−k1} − 1 + k1, nats
     NAME/response_tokens   mean length, EOS included
@@ -22,6 +23,8 @@ Keys of a pair, by the gold total on the same prompts:
     A/win_rate_vs_B_ci95   half-width of its 95 % interval
     A/win_rate_vs_B_n      prompts compared
     A/tie_rate_vs_B        share of ties
+
+Gains over evaluate.reference are in evaluation/known.py.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ def model_metrics(samples: ModelSamples, reading: Reading | None = None) -> dict
     found: dict[str, float | None] = {
         **_gold_means(samples),
         "reward_score": _mean(samples.scores),
+        **{f"known/{name}": _mean(values) for name, values in samples.known.items()},
         "kl_k1": _mean(samples.kl_k1),
         "kl_k3": _mean(samples.kl_k3),
         "response_tokens": _mean(samples.response_tokens),
@@ -113,11 +117,16 @@ def consistency(samples: ModelSamples, reading: Reading) -> float | None:
     return _mean(same)
 
 
-def _outcomes(first: ModelSamples, second: ModelSamples) -> list[float]:
+def require_same_prompts(first: ModelSamples, second: ModelSamples) -> None:
+    """Raises: ValueError if two models were asked different prompts."""
     if [r["prompt"] for r in first.prompts] != [r["prompt"] for r in second.prompts]:
         raise ValueError(
             f"{first.name} and {second.name} must answer the same prompts in one order"
         )
+
+
+def _outcomes(first: ModelSamples, second: ModelSamples) -> list[float]:
+    require_same_prompts(first, second)
     assert first.gold is not None
     assert second.gold is not None
     outcomes = []

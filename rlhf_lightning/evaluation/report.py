@@ -112,6 +112,8 @@ def render_report(data: ReportData) -> str:
         models=[m for m in data.models if f"{m}/gold_score" in data.metrics],
         wins=_wins(data),
         reward=_reward_rows(data.metrics),
+        known=_known_rows(data),
+        measured=_measured(data),
         figures=figures,
         table=sorted(data.metrics.items()),
     )
@@ -163,6 +165,30 @@ def _wins(data: ReportData) -> list[dict[str, Any]]:
                     | {"n": get(f"{key}_n"), "ties": get(f"{winner}/tie_rate_vs_{loser}")}
                 )
     return rows
+
+
+def _known_rows(data: ReportData) -> list[tuple[str, list[dict[str, float | None]]]]:
+    """Known score → mean, gain and p-value of each model; gain and p are against evaluate.reference."""
+    prefixes = [f"{model}/known/" for model in _measured(data)]
+    found = {k[len(p) :] for p in prefixes for k in data.metrics if k.startswith(p)}
+    scores = sorted(name for name in found if "_vs_" not in name)
+    return [(score, [_known_cell(data, f"{p}{score}") for p in prefixes]) for score in scores]
+
+
+def _measured(data: ReportData) -> list[str]:
+    return [model for model in data.models if f"{model}/prompts" in data.metrics]
+
+
+def _known_cell(data: ReportData, key: str) -> dict[str, float | None]:
+    def against_reference(what: str) -> float | None:
+        names = (name for name in data.metrics if name.startswith(f"{key}_{what}_vs_"))
+        return next((data.metrics[name] for name in names), None)
+
+    return {
+        "mean": data.metrics.get(key),
+        "gain": against_reference("gain"),
+        "p": against_reference("p"),
+    }
 
 
 REWARD_ROWS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 
@@ -42,15 +42,18 @@ class ModelSamples:
     """Sum over the response of e^{−k1} − 1 + k1, nats."""
     reworded_responses: list[str | None] | None = None
     """Response to the same request in other words; None where there is no rewording."""
+    known: dict[str, list[float]] = field(default_factory=dict)
+    """Known score → one number for each prompt (evaluate.known)."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("name", "prompts") or value is None:
+        lists = {f.name: getattr(self, f.name) for f in fields(self)}
+        lists |= {f"known.{name}": values for name, values in lists.pop("known").items()}
+        for name, value in lists.items():
+            if name in ("name", "prompts") or value is None:
                 continue
             if len(value) != len(self.prompts):
                 raise ValueError(
-                    f"{self.name}.{field.name} must have one element for each of"
+                    f"{self.name}.{name} must have one element for each of"
                     f" {len(self.prompts)} prompts, got {len(value)}"
                 )
 

@@ -1,10 +1,10 @@
-"""The protocol of a reward, and what it may look at."""
+"""The protocol of a reward, what it may look at, and what it may tell beside the score."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -36,8 +36,50 @@ class ScoreRequest:
         """The prompts as the policy saw them, special tokens included."""
         return decode(self.tokenizer, self.prompt_ids, self.prompt_mask, special=True)
 
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        """The token ids of prompt and response together, without padding."""
+        pairs = (self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask)
+        return [
+            [*p_ids[p_real].tolist(), *r_ids[r_real].tolist()]
+            for p_ids, p_real, r_ids, r_real in zip(*pairs, strict=True)
+        ]
+
 
 class RewardFunction(Protocol):
     """One score for each response, (B,) fp32 on the request's device."""
 
     def __call__(self, request: ScoreRequest) -> Tensor: ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A reward with numbers of its own beside the score."""
+
+    def take_statistics(self) -> dict[str, float]:
+        """Name → mean over the responses that were scored since this was called last."""
+        ...
+
+
+def taken_statistics(reward: RewardFunction, group: str) -> dict[str, float]:
+    """`GROUP/name` of what a reward tells since it was asked last; nothing of one that tells nothing."""
+    told = reward.take_statistics() if isinstance(reward, Telling) else {}
+    return {f"{group}/{name}": value for name, value in told.items()}
+
+
+class Means:
+    """Means over responses, batch by batch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Take in one value for each response, (B,)."""
+        total, count = self._sums.get(name, (values.new_zeros(()), 0))
+        self._sums[name] = (total + values.detach().sum(), count + len(values))
+
+    def take(self) -> dict[str, float]:
+        """The means of everything since the last call."""
+        found = {name: total.item() / count for name, (total, count) in self._sums.items() if count}
+        self._sums.clear()
+        return found

@@ -1,12 +1,15 @@
-"""The score of a reward model that reads the policy's own tokens."""
+"""The score of reward models that read the policy's own tokens: one, or an ensemble of several."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.forward import sequence_scores
-from rlhf_lightning.rewards.base import ScoreRequest
+from rlhf_lightning.rewards.base import Means, ScoreRequest
 
 
 class LearnedReward(nn.Module):
@@ -22,3 +25,42 @@ class LearnedReward(nn.Module):
         ids = torch.cat([request.prompt_ids, request.response_ids], 1)
         mask = torch.cat([request.prompt_mask, request.response_mask], 1)
         return sequence_scores(self.model, ids, mask)
+
+
+class EnsembleReward(nn.Module):
+    """Several reward models that judge together.
+
+    mean, worst or uncertainty of their scores (`combined_scores`); tells how much they differ.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], *, combine: str, coef: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(LearnedReward(model) for model in models)
+        self.combine, self.coef, self._means = combine, coef, Means()
+
+    def forward(self, request: ScoreRequest) -> Tensor:
+        """Scores (B,)."""
+        scores = torch.stack([cast("Tensor", member(request)) for member in self.members])  # (M, B)
+        self._means.add("std_members", scores.std(0, correction=0))
+        return combined_scores(scores, combine=self.combine, coef=self.coef)
+
+    def take_statistics(self) -> dict[str, float]:
+        """`std_members`: mean over responses of the standard deviation over members."""
+        return self._means.take()
+
+
+def combined_scores(scores: Tensor, *, combine: str, coef: float) -> Tensor:
+    """One score a response from those of M members, (M, B) → (B,).
+
+    mean: μ = 1/M Σ s_i ;  worst: min s_i ;  uncertainty: μ − coef · σ, σ² = 1/M Σ (s_i − μ)².
+    Source: Coste et al. 2023, arXiv:2310.02743, section 3 (worst-case and uncertainty-weighted optimisation). They
+    subtract λσ²; σ is in the score's own unit, so that coef means the same for scores of any scale.
+    Raises: ValueError for another `combine`.
+    """
+    if combine == "mean":
+        return scores.mean(0)
+    if combine == "worst":
+        return scores.min(0).values
+    if combine == "uncertainty":
+        return scores.mean(0) - coef * scores.std(0, correction=0)
+    raise ValueError(f"combine must be one of mean, worst, uncertainty, got {combine!r}")

@@ -8,17 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.rewards.base import ScoreRequest
+from rlhf_lightning.rewards.functions import wants_record
 
 
 class TextReward(nn.Module):
-    """Calls `function(prompt, response) -> float` for every row."""
+    """Calls `function(prompt, response) -> float` for every row, with `record=` where it has that parameter."""
 
-    def __init__(self, function: Callable[[str, str], float]) -> None:
+    def __init__(self, function: Callable[..., float]) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.takes_record = function, wants_record(function)
 
     def forward(self, request: ScoreRequest) -> Tensor:
         """Scores (B,); the function's own errors are the user's to see."""
-        pairs = zip(request.prompts, request.responses, strict=True)
-        scores = [float(self.function(prompt, response)) for prompt, response in pairs]
-        return torch.tensor(scores, device=request.prompt_ids.device)
+        rows = zip(request.prompts, request.responses, request.records, strict=True)
+        scores = [
+            float(
+                self.function(prompt, response, **({"record": record} if self.takes_record else {}))
+            )
+            for prompt, response, record in rows
+        ]
+        return torch.tensor(scores, dtype=torch.float32, device=request.prompt_ids.device)

@@ -27,7 +27,7 @@ from rlhf_lightning.functional.scores import RunningMoments
 from rlhf_lightning.models.adapters import TRAINED, AdapterView, TrunkScorer, copy_adapter, in_use
 from rlhf_lightning.models.forward import hidden_states_of, packed_logits
 from rlhf_lightning.models.loading import frozen
-from rlhf_lightning.rewards.base import RewardFunction
+from rlhf_lightning.rewards.base import RewardFunction, taken_statistics
 from rlhf_lightning.stages.ppo_losses import (
     RATIO_TOLERANCE,
     actor_losses,
@@ -163,6 +163,7 @@ class PPOModule(LightningModule):
             rollout, hp, kl_coef=progress.kl_coef, moments=progress.moments
         )
         rollout_s, clock = time.perf_counter() - clock, time.perf_counter()
+        statistics |= taken_statistics(self.reward, "rollout")
         statistics |= self.update(experience, batch.pretraining)
         update_s = time.perf_counter() - clock
         tokens = int(rollout.response_mask.sum())
@@ -354,7 +355,7 @@ class PPOModule(LightningModule):
             parts.append((metrics, len(prompts.ids)))
             self.validation_samples += rows[: self.hp.sample_prompts - len(self.validation_samples)]
         self._validation.clear()
-        self.validation_metrics = weighted_means(parts)
+        self.validation_metrics = weighted_means(parts) | taken_statistics(self.reward, "val")
         log_metrics(self, self.validation_metrics, step=self.log_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

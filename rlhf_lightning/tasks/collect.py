@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +28,10 @@ WINDOW = 16
 
 def comparisons(job: Job, split: str, count: int) -> StoredRecords:
     """The run's comparisons of a split: those on disk, or new ones."""
-    path = job.run.path / "data" / f"comparisons_{split}.jsonl"
-    if path.exists():
-        return StoredRecords(path)
+    found = stored_comparisons(job.run.path, split)
+    if found is not None:
+        return found
+    path = _path(job.run.path, split)
     records = _sampled(job, split, count) if "policy" in job.parents else _spoken(job, split, count)
     stored = store(path, records)
     if len(stored) == 0:
@@ -38,6 +40,16 @@ def comparisons(job: Job, split: str, count: int) -> StoredRecords:
         f"{len(stored)} prompts with {sum(len(r['completions']) for r in stored)} completions for {split}"
     )
     return stored
+
+
+def stored_comparisons(run: Path, split: str) -> StoredRecords | None:
+    """The comparisons of a split that a run has on disk."""
+    path = _path(run, split)
+    return StoredRecords(path) if path.exists() else None
+
+
+def _path(run: Path, split: str) -> Path:
+    return run / "data" / f"comparisons_{split}.jsonl"
 
 
 def _spoken(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:

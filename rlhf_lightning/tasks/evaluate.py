@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.config import EvaluateConfig
 from rlhf_lightning.data.batching import Prompt, first_prompts
 from rlhf_lightning.data.collate import collate_prompts, encode_prompts
 from rlhf_lightning.data.stored import store
+from rlhf_lightning.evaluation.known import gains
 from rlhf_lightning.evaluation.metrics import Reading, model_metrics, win_rates
 from rlhf_lightning.evaluation.report import turns_of
 from rlhf_lightning.evaluation.samples import ModelSamples
 from rlhf_lightning.functional.kl import kl_k1, kl_k3
+from rlhf_lightning.functional.paired import sign_flip_p
 from rlhf_lightning.models.generation import sample
 from rlhf_lightning.models.loading import (
     frozen,
     grow_embeddings,
     load_policy,
-    load_scorer,
     new_policy,
     placed,
 )
 from rlhf_lightning.models.tokens import decode, eos_id, pad_id
-from rlhf_lightning.rewards.learned import LearnedReward
+from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest, taken_statistics
+from rlhf_lightning.rewards.build import build_known
 from rlhf_lightning.runs.files import write_text
 from rlhf_lightning.stages.rollout import Sampling, collect
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job, new_tokenizer, parent_tokenizer, require_same_tokenizer
+from rlhf_lightning.tasks.scorers import require_tokenizer_of_rewards, reward_of
 
 
 def run(job: Job) -> dict[str, float]:
@@ -46,33 +50,58 @@ def run(job: Job) -> dict[str, float]:
         count=hp.prompts,
         max_prompt_tokens=job.root.ppo.max_prompt_tokens,
     )
+    judges = _judges(job, tokenizer)
     reference = _load(job, hp.reference, tokenizer)
-    scorer = grow_embeddings(load_scorer(job.parents["reward"].path, _reward_model(job)), tokenizer)
-    reward = LearnedReward(frozen(scorer)).to(device_of(job))
-    found = [_samples(job, name, tokenizer, prompts, reference, reward) for name in hp.models]
+    told: dict[str, float] = {}
+    found = []
+    for name in hp.models:
+        found.append(_samples(job, name, tokenizer, prompts, reference, judges))
+        told |= taken_statistics(judges.reward, name)
     store(job.run.path / "samples.jsonl", (row for samples in found for row in _rows(samples)))
     turns = [asdict(turn) for turn in turns_of(found, hp.samples_shown)]
     write_text(job.run.path / "conversations.json", json.dumps(turns, ensure_ascii=False))
-    metrics: dict[str, float] = {}
+    metrics = told
     for samples in found:
         metrics |= model_metrics(samples, _reading(job))
-    return metrics | win_rates({samples.name: samples for samples in found})
+    by_name = {samples.name: samples for samples in found}
+    p_value = lambda differences: sign_flip_p(torch.tensor(differences))  # noqa: E731
+    return metrics | win_rates(by_name) | gains(by_name, hp.reference, p_value)
 
 
-def _reward_model(job: Job) -> Any:
-    return job.root.reward.model or job.root.model
+@dataclass
+class _Judges:
+    """What gives responses their scores."""
+
+    reward: RewardFunction
+    known: dict[str, nn.Module]
+
+
+def _judges(job: Job, tokenizer: PreTrainedTokenizerFast) -> _Judges:
+    """The score that PPO maximises, and the known scores, on the device."""
+    known = {
+        name: build_known(part, key=f"evaluate.known.{name}")
+        for name, part in job.root.evaluate.known.items()
+    }
+    judges = _Judges(reward_of(job, tokenizer), known)
+    for module in (judges.reward, *known.values()):
+        if isinstance(module, nn.Module):
+            nn.Module.to(module, device_of(job))
+    return judges
 
 
 def _tokenizer(job: Job) -> PreTrainedTokenizerFast:
     """The one that every model reads; KL and scores would mean nothing otherwise."""
     roles = [role for role in job.parents if role.startswith("models.")]
     if not roles:
-        return new_tokenizer(job)
+        tokenizer = new_tokenizer(job)
+        require_tokenizer_of_rewards(job, tokenizer, key="evaluate.reward", policy=None)
+        return tokenizer
     first = job.parents[roles[0]]
     for role in roles[1:]:
         require_same_tokenizer(first, job.parents[role], key=f"evaluate.{role}")
-    require_same_tokenizer(first, job.parents["reward"], key="evaluate.reward")
-    return parent_tokenizer(job, roles[0])
+    tokenizer = parent_tokenizer(job, roles[0])
+    require_tokenizer_of_rewards(job, tokenizer, key="evaluate.reward", policy=roles[0])
+    return tokenizer
 
 
 def _load(job: Job, name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -90,7 +119,7 @@ def _samples(
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Prompt],
     reference: PreTrainedModel,
-    reward: LearnedReward,
+    judges: _Judges,
 ) -> ModelSamples:
     """One response to each prompt and to its rewording, with score and KL."""
     hp, device = job.root.evaluate, device_of(job)
@@ -101,9 +130,12 @@ def _samples(
     records = [p.record for p in prompts]
     batch = collate_prompts([p.ids for p in prompts], records, pad_id(tokenizer)).to(device)
     job.stop.check()
-    rollout = collect(batch, policy, reference, None, reward, sampling, generator)
+    rollout = collect(batch, policy, reference, None, judges.reward, sampling, generator)
     pair, mask = (rollout.logprobs, rollout.ref_logprobs), rollout.response_mask
     texts = decode(tokenizer, rollout.response_ids, mask)
+    request = ScoreRequest(
+        rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, mask, records, tokenizer
+    )
     golds = [job.mixture.gold(r, t) for r, t in zip(records, texts, strict=True)]
     return ModelSamples(
         name=name,
@@ -115,6 +147,7 @@ def _samples(
         scores=rollout.scores.tolist(),
         kl_k1=kl_k1(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
         kl_k3=kl_k3(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
+        known={known: judge(request).tolist() for known, judge in judges.known.items()},
         reworded_responses=_reworded(job, policy, tokenizer, records, generator),
     )
 
@@ -180,5 +213,6 @@ def _rows(samples: ModelSamples) -> list[dict[str, Any]]:
             "kl_k1": samples.kl_k1[i] if samples.kl_k1 else None,
             "gold": samples.gold[i].total if samples.gold else None,
         }
+        | ({"known": {k: v[i] for k, v in samples.known.items()}} if samples.known else {})
         for i, record in enumerate(samples.prompts)
     ]

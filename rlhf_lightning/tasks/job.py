@@ -108,7 +108,13 @@ def _texts(mixture: Mixture) -> Iterator[str]:
     spoken: Iterable[str] = ()
     if "demonstration" in mixture.kinds:
         spoken = (m["content"] for r in _some(mixture, "demonstration") for m in r["messages"])
+    elif not texts and "comparison" in mixture.kinds:  # a reward model of rankings alone
+        spoken = (t for r in _some(mixture, "comparison") for t in _texts_of(r))
     return chain(texts, spoken)
+
+
+def _texts_of(comparison: dict[str, Any]) -> list[str]:
+    return [*(m["content"] for m in comparison["prompt"]), *comparison["completions"]]
 
 
 def _some(mixture: Mixture, kind: str) -> Iterator[dict[str, Any]]:

@@ -12,8 +12,6 @@ from rlhf_lightning.data.batching import first_prompts, prompt_batches
 from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.data.loader import BatchLoader
-from rlhf_lightning.data.tokenizer import tokenizer_fingerprint
-from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation.curves import read_metrics
 from rlhf_lightning.evaluation.figures import score_over_kl
 from rlhf_lightning.models.loading import (
@@ -23,7 +21,7 @@ from rlhf_lightning.models.loading import (
     parameters_of,
 )
 from rlhf_lightning.models.tokens import pad_id
-from rlhf_lightning.rewards.learned import LearnedReward
+from rlhf_lightning.rewards.build import build_reward
 from rlhf_lightning.stages.ppo import PPOModule
 from rlhf_lightning.tasks.fit import fit
 from rlhf_lightning.tasks.job import (
@@ -31,9 +29,9 @@ from rlhf_lightning.tasks.job import (
     export,
     new_tokenizer,
     parent_tokenizer,
-    require_same_tokenizer,
 )
 from rlhf_lightning.tasks.ppo_models import ppo_models
+from rlhf_lightning.tasks.scorers import require_tokenizer_of_rewards
 
 
 def run(job: Job) -> dict[str, float]:
@@ -57,13 +55,14 @@ def run(job: Job) -> dict[str, float]:
         ),
         len(chunks),
     )
-    models = ppo_models(job, policy, tokenizer, ["reward"])
+    source = job.root.reward_source
+    models = ppo_models(job, policy, tokenizer, source.roles)
     module = PPOModule(
         hp,
         policy=models.policy,
         value=models.value,
         reference=models.reference,
-        reward=LearnedReward(models.learned["reward"]),
+        reward=build_reward(source, models.learned.__getitem__),
         tokenizer=tokenizer,
         optimizer=job.optimizer(hp.optimizer),
         seed=job.seed("sampling"),
@@ -95,18 +94,14 @@ def run(job: Job) -> dict[str, float]:
 
 
 def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
-    """Tokenizer and policy: the parent's, or the model's own. The reward model must read the same tokens."""
-    model, reward = job.root.model, job.parents["reward"]
+    """Tokenizer and policy: the parent's, or the model's own. Reward models must read the same tokens."""
+    model, key = job.root.model, "ppo.init.reward"
     if "policy" in job.parents:
-        parent = job.parents["policy"]
-        require_same_tokenizer(parent, reward, key="ppo.init.reward")
-        tokenizer = parent_tokenizer(job, "policy")
+        parent, tokenizer = job.parents["policy"], parent_tokenizer(job, "policy")
+        require_tokenizer_of_rewards(job, tokenizer, key=key, policy="policy")
         return tokenizer, grow_embeddings(load_policy(parent.path, model), tokenizer)
     tokenizer = new_tokenizer(job)
-    if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(reward.path):
-        raise UserError(
-            f"ppo.init.reward must have the tokenizer of the model, got {str(reward.path)!r} with another one"
-        )
+    require_tokenizer_of_rewards(job, tokenizer, key=key, policy=None)
     return tokenizer, new_policy(model, tokenizer, seed=job.seed("weights"))
 
 

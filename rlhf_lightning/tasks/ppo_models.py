@@ -27,9 +27,10 @@ from rlhf_lightning.models.adapters import (
     freeze_adapter,
     load_adapter,
 )
-from rlhf_lightning.models.loading import frozen, grow_embeddings, load_scorer, scorer_on
+from rlhf_lightning.models.loading import frozen, scorer_on
 from rlhf_lightning.runs.artifact import load_config
 from rlhf_lightning.tasks.job import Job, add_trained_adapter
+from rlhf_lightning.tasks.scorers import trained_scorer
 
 
 @dataclass
@@ -50,11 +51,14 @@ def ppo_models(
     hp: PPOConfig = job.root.ppo
     separate = None
     if hp.value_kind == "separate":  # before adapters are put on the policy's backbone
-        separate = _whole(job, roles[0], tokenizer) if roles else scorer_on(policy)
+        # a reward that is not learned has no backbone to begin from, and 0 is what is known of its scale
+        separate = trained_scorer(job, roles[0], tokenizer) if roles else scorer_on(policy)
         add_trained_adapter(job, separate, hp.lora)
     if hp.lora is None:
         reference: nn.Module = frozen(copy.deepcopy(policy))
-        learned: dict[str, nn.Module] = {r: frozen(_whole(job, r, tokenizer)) for r in roles}
+        learned: dict[str, nn.Module] = {
+            r: frozen(trained_scorer(job, r, tokenizer)) for r in roles
+        }
     else:
         add_trained_adapter(job, policy, hp.lora)
         reference = AdapterView(policy, _reference_adapter(job, policy))
@@ -66,11 +70,6 @@ def ppo_models(
     else:
         value = separate
     return PPOModels(policy, value, reference, learned)
-
-
-def _whole(job: Job, role: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    model = job.root.reward.model or job.root.model
-    return grow_embeddings(load_scorer(job.parents[role].path, model), tokenizer)
 
 
 def _reference_adapter(job: Job, policy: PreTrainedModel) -> str | None:
@@ -89,7 +88,7 @@ def _learned(
     """A reward model as an adapter on the policy's backbone where it was trained on these weights, else whole."""
     if not _same_backbone(job, role):
         job.say(f"{role} has another backbone than the policy: it is a model of its own in memory")
-        return frozen(_whole(job, role, tokenizer))
+        return frozen(trained_scorer(job, role, tokenizer))
     return _on_backbone(job, role, policy, role.replace(".", "-")).requires_grad_(False)
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.data.batching import comparison_batches
 from rlhf_lightning.data.datamodule import StageData
+from rlhf_lightning.data.records import Record
+from rlhf_lightning.data.stored import Reordered, StoredRecords
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import (
     grow_embeddings,
     load_scorer,
-    new_policy,
     new_scorer,
     parameters_of,
-    save,
 )
-from rlhf_lightning.runs.files import temporary_name
 from rlhf_lightning.stages.reward_model import RewardModule
-from rlhf_lightning.tasks.collect import comparisons
+from rlhf_lightning.tasks.collect import comparisons, stored_comparisons
 from rlhf_lightning.tasks.fit import fit
 from rlhf_lightning.tasks.job import (
     Job,
@@ -29,6 +31,7 @@ from rlhf_lightning.tasks.job import (
     require_same_tokenizer,
 )
 from rlhf_lightning.tasks.reward_metrics import accuracies, scored
+from rlhf_lightning.tasks.scorers import scorer_of_own_weights
 
 DEMONSTRATIONS = 512
 """Demonstrations whose mean score the bias makes 0."""
@@ -39,8 +42,8 @@ def run(job: Job) -> dict[str, float]:
     hp: RewardConfig = job.root.reward
     if {"init", "policy"} <= job.parents.keys():
         require_same_tokenizer(job.parents["policy"], job.parents["init"], key="reward.init.policy")
-    train = comparisons(job, "train", hp.prompts)
-    held_out = {split: comparisons(job, split, hp.eval_prompts) for split in ("validation", "test")}
+    found = _comparisons(job)
+    train, held_out = found["train"], {s: found[s] for s in ("validation", "test")}
     tokenizer, model = _start(job)
     add_trained_adapter(job, model, hp.lora)
     length = job.root.model.context_length
@@ -50,11 +53,11 @@ def run(job: Job) -> dict[str, float]:
             tokenizer,
             hp=hp,
             max_length=length,
-            seed=job.seed("data"),
+            seed=job.seed(_of_member(job, "data")),
             train=first,
             prefetch=2,
         )
-        for records, first in ((train, True), (held_out["validation"], False))
+        for records, first in ((_in_order(job, train), True), (held_out["validation"], False))
     ]
     module = RewardModule(hp, model, job.optimizer(hp.optimizer), total_steps=len(loaders[0]))
     fit(
@@ -72,6 +75,8 @@ def run(job: Job) -> dict[str, float]:
         "reward/completions_too_long": float(loaders[0].counts["completions_too_long"]),
         "reward/prompts_dropped": float(loaders[0].counts["prompts_dropped"]),
         "reward/parameters": float(parameters_of(model)),
+        "reward/bias": float(model.config.reward_bias),  # type: ignore[union-attr]
+        "reward/gain": float(model.config.reward_gain),  # type: ignore[union-attr]
     }
     export(job, model, tokenizer, metrics, how_to_load="AutoModelForSequenceClassification")
     return metrics
@@ -79,7 +84,7 @@ def run(job: Job) -> dict[str, float]:
 
 def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
     """Tokenizer and scalar-head model: from SFT, from an earlier reward model, or from the model's own weights."""
-    root, seed = job.root, job.seed("weights")
+    root, seed = job.root, job.seed(_of_member(job, "weights"))
     if "init" in job.parents:
         parent = job.parents["init"]
         tokenizer = parent_tokenizer(job, "init")
@@ -90,20 +95,43 @@ def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
         scorer = new_scorer(parent.path, root.model, seed=seed)
         return tokenizer, grow_embeddings(scorer, tokenizer)
     tokenizer = new_tokenizer(job)
-    if root.model.path is not None:
-        scorer = new_scorer(root.model.path, root.model, seed=seed)
-        return tokenizer, grow_embeddings(scorer, tokenizer)
-    folder = temporary_name(job.run.path / "random_policy")
-    save(new_policy(root.model, tokenizer, seed=seed), tokenizer, folder)
-    scorer = new_scorer(folder, root.model, seed=seed)
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
-    return tokenizer, scorer
+    return tokenizer, scorer_of_own_weights(job, tokenizer, seed=seed)
+
+
+def _comparisons(job: Job) -> dict[str, StoredRecords]:
+    """Split → comparisons; those of an ensemble's first member where this is another one."""
+    hp = job.root.reward
+    counts = {"train": hp.prompts, "validation": hp.eval_prompts, "test": hp.eval_prompts}
+    if "comparisons" not in job.parents:
+        return {split: comparisons(job, split, count) for split, count in counts.items()}
+    first = job.parents["comparisons"].path.parent
+    found = {split: stored_comparisons(first, split) for split in counts}
+    if None in found.values():
+        raise UserError(
+            f"{first} must hold the comparisons that the first reward model learned from, got none of some split"
+        )
+    return {split: records for split, records in found.items() if records is not None}
+
+
+def _of_member(job: Job, purpose: str) -> str:
+    """What a seed is for; each member of an ensemble has its own."""
+    member = job.root.reward_source.member
+    return f"{purpose} of member {member}" if member else purpose
+
+
+def _in_order(job: Job, records: StoredRecords) -> Sequence[Record]:
+    """Training's comparisons. Members of an ensemble differ in the order, also in one epoch."""
+    if not job.root.reward_source.member:
+        return records
+    return Reordered(
+        records,
+        torch.randperm(len(records), generator=job.generator(_of_member(job, "order"))).tolist(),
+    )
 
 
 def calibrate(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Set bias (and gain) in the model's config so that demonstrations score 0 on average [I]."""
+    model.config.reward_bias, model.config.reward_gain = 0.0, 1.0
     if "demonstration" not in job.mixture.kinds:
         job.say("no demonstrations in the mix: the reward's bias stays 0")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -56,18 +57,19 @@ def accuracies(
     tokenizer: PreTrainedTokenizerFast,
     held_out: dict[str, StoredRecords],
 ) -> dict[str, float]:
-    """Accuracies on held-out prompts: validation is labeled by training's labelers, test by held-out ones."""
+    """Accuracies on held-out prompts: validation is labeled by training's labelers, test by held-out ones.
+
+    Names without a suffix are the validation split's, those with `/test` the test split's.
+    """
     validation = scored(job, model, tokenizer, held_out["validation"])
     test = scored(job, model, tokenizer, held_out["test"])
     both = [*validation, *test]
     gold = [o for record, scores in both for o in _gold_outcomes(job, record, scores)]
-    metrics = {
-        "reward/pairwise_accuracy": _accuracy(validation),
+    metrics = split_metrics(validation) | {
+        f"{name}/test": value for name, value in split_metrics(test).items()
+    }
+    metrics |= {
         "reward/pairwise_accuracy_held_out_labelers": _accuracy(test),
-        "reward/length_baseline_accuracy": _accuracy(
-            [(r, torch.tensor([float(len(t)) for t in r["completions"]])) for r, _ in validation]
-        ),
-        "reward/ece": _calibration(validation),
         "reward/score_std": torch.cat([s for _, s in both]).std().item(),
     }
     if gold:
@@ -79,6 +81,63 @@ def accuracies(
         metrics[f"reward/pairwise_accuracy_k{size}"] = _mean(outcomes)
     agreement = job.mixture.labeler_agreement()
     return metrics if agreement is None else metrics | {"labelers/agreement": agreement}
+
+
+def split_metrics(judged: Sequence[Judged]) -> dict[str, float]:
+    """The accuracies of one split, all counted on the same pairs: those of the completions that fit."""
+    accuracy, baseline = _accuracy(judged), _accuracy(by_length(judged))
+    return {
+        "reward/pairwise_accuracy": accuracy,
+        "reward/length_baseline_accuracy": baseline,
+        "reward/accuracy_over_length_baseline": accuracy - baseline,
+        "reward/ece": _calibration(judged),
+        "reward/pairs": float(sum(len(pairs_of(record)[0]) for record, _ in judged)),
+        **_by_source(judged),
+        **_by_agreement(judged),
+    }
+
+
+def by_length(judged: Sequence[Judged]) -> list[Judged]:
+    """The same comparisons, each completion scored by its characters: “the longer one wins”."""
+    return [(r, torch.tensor([float(len(t)) for t in r["completions"]])) for r, _ in judged]
+
+
+def _by_source(judged: Sequence[Judged]) -> dict[str, float]:
+    """Accuracy on each source's comparisons, where the mix has several."""
+    sources = sorted({str(record.get("source")) for record, _ in judged})
+    if len(sources) < 2:
+        return {}
+    return {
+        f"reward/pairwise_accuracy_of_{name}": _accuracy(
+            [item for item in judged if str(item[0].get("source")) == name]
+        )
+        for name in sources
+    }
+
+
+AGREEMENT = ((0.0, 0.6), (0.6, 0.8), (0.8, 1.0), (1.0, math.inf))
+"""Bins [low, high) of `meta.agreement`, the share of labelers who agree with the recorded order; the last is all."""
+
+
+def _by_agreement(judged: Sequence[Judged]) -> dict[str, float]:
+    """Accuracy by the labelers' agreement, on the comparisons whose record tells it; and how many pairs these have."""
+    found: dict[str, list[float]] = defaultdict(list)
+    unknown = 0
+    for record, scores in judged:
+        agreement = record.get("meta", {}).get("agreement")
+        if isinstance(agreement, int | float) and 0 <= agreement <= 1:
+            low = next(low for low, high in AGREEMENT if low <= agreement < high)
+            found[f"{round(100 * low)}"] += _outcomes(pairs_of(record)[0], scores)
+        else:
+            unknown += len(pairs_of(record)[0])
+    metrics: dict[str, float] = {}
+    for low, outcomes in sorted(found.items(), key=lambda item: int(item[0])):
+        if outcomes:
+            name = f"reward/pairwise_accuracy_agreement_from_{low}"
+            metrics |= {name: _mean(outcomes), f"{name}_pairs": float(len(outcomes))}
+    # pairs whose record tells none, or one that is no share
+    told = {"reward/pairwise_accuracy_agreement_unknown_pairs": float(unknown)}
+    return metrics | told if metrics else {}
 
 
 def _outcomes(pairs: Iterable[tuple[int, int]], scores: torch.Tensor) -> list[float]:

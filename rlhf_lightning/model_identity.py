@@ -1,0 +1,82 @@
+"""What a model of other making counts as in a run's identity, and whether it is where it is said to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.config import ModelConfig, RewardPartConfig
+from rlhf_lightning.config.reward_source import OF_KIND
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.offline_model import NAME as OFFLINE
+from rlhf_lightning.offline_model import cached
+from rlhf_lightning.runs.identity import plain, sha256_file, sha256_tree
+
+
+def require_local_folder(path: str, key: str) -> None:
+    """Raises: UserError if `path` is written as a place on this machine and has no model."""
+    local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if local and not (Path(path) / "config.json").is_file():
+        if Path(path) == cached(OFFLINE):
+            raise UserError(
+                f"{key} must be there first: make offline-model (or python -m rlhf_lightning.offline_model),"
+                f" got nothing in {path!r}"
+            )
+        raise UserError(
+            f"{key} must be a hub id or a folder with a model, got {path!r}, which has no config.json"
+        )
+
+
+def model_identity(model: ModelConfig) -> dict[str, Any]:
+    """The settings; a local folder counts by its files' sha256, not by its place."""
+    identity = plain(model)
+    if model.path is not None and Path(model.path).is_dir():
+        identity |= {"path": Path(model.path).name, "sha256": _tree(model.path)}
+    return identity
+
+
+def parts_identity(parts: Mapping[str, RewardPartConfig], key: str) -> dict[str, Any]:
+    """What parts of a score compute. Local files and folders count by their sha256, not by their place.
+
+    Raises: UserError if a model of other making is written as a place on this machine and is not there.
+    """
+    return {name: _part_identity(part, f"{key}.{name}") for name, part in sorted(parts.items())}
+
+
+def _part_identity(part: RewardPartConfig, key: str) -> dict[str, Any]:
+    own = {"kind", "weight", *OF_KIND[part.kind]} - {"batch_size", "trust_remote_code"}
+    identity = {k: v for k, v in plain(part).items() if k in own}
+    if part.kind == "function":
+        identity["args"] = {k: _file_identity(v) for k, v in identity["args"].items()}
+    if part.path is not None:
+        require_local_folder(part.path, f"{key}.path")
+        if Path(part.path).is_dir():
+            require_one_label(part.path, f"{key}.path")
+            identity |= {"path": Path(part.path).name, "sha256": _tree(part.path)}
+    return identity
+
+
+def _file_identity(value: Any) -> Any:
+    """An argument; where it names a file, the file's sha256 beside its name."""
+    try:
+        is_file = isinstance(value, str) and Path(value).is_file()
+    except OSError:  # a text too long for a name
+        return value
+    return {"file": Path(value).name, "sha256": sha256_file(value)} if is_file else value
+
+
+def require_one_label(path: str, key: str) -> None:
+    """Raises: UserError if the model in a folder gives other than one number for a text."""
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    # transformers writes the labels where there are not two of them
+    labels = len(config.get("id2label") or {}) or config.get("num_labels", 2)
+    if labels != 1:
+        raise UserError(f"{key} must be a model with one label, got {path!r} with {labels}")
+
+
+@lru_cache(maxsize=8)
+def _tree(path: str) -> str:
+    return sha256_tree(path)

@@ -1,0 +1,335 @@
+"""What the score comes from: the runs that it needs, and whole runs without a reward stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_lightning import compose
+from rlhf_lightning.config import RootConfig
+from rlhf_lightning.config.reward_source import role_of
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.plan import Planner, StagePlan
+from rlhf_lightning.runs import Artifact, run_hash
+from tests.harness import only, rlhf_here
+from tests.rewards.test_external import llama, saved, their_tokenizer
+from tests.test_config import complaint
+
+MINE = "tests.rewards.mine"
+WORDS = ["reward_source=function", f"reward_source.parts.function.target={MINE}.words"]
+
+
+def root(*overrides: str) -> RootConfig:
+    return compose.check(compose.compose(overrides))
+
+
+def planner(*overrides: str) -> Planner:
+    return Planner(root(*overrides), {})
+
+
+def plan_of(parent: StagePlan | Artifact) -> StagePlan:
+    assert isinstance(parent, StagePlan)
+    return parent
+
+
+# ---- the settings
+
+
+@pytest.mark.parametrize("name", ["learned", "ensemble", "function", "model", "weighted"])
+def test_every_preset_passes_the_check(name: str) -> None:
+    needs = {
+        "function": [f"reward_source.parts.function.target={MINE}.words"],
+        "weighted": [f"reward_source.parts.function.target={MINE}.words"],
+        "model": ["reward_source.parts.model.path=some/hub_id"],
+    }
+    found = root(f"reward_source={name}", *needs.get(name, []))
+    assert (found.reward_source.learned is not None) == (name not in ("function", "model"))
+    assert compose.defaults_diff(found) != {} or name == "learned"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["reward_source=function"], "reward_source.parts.function.target must be given"),
+        (["reward_source=model"], "reward_source.parts.model.path must be given"),
+        ([*WORDS, "reward_source.parts.function.path=x"], "reward_source.parts.function.path must be left alone where kind is function, got 'x'"),
+        ([*WORDS, "reward_source.parts.function.members=2"], "reward_source.parts.function.members must be left alone"),
+        ([*WORDS, "reward_source.parts.function.args.eech=2"], f"reward_source.parts.function.args must be parameters of {MINE}.words"),
+        ([WORDS[0], "reward_source.parts.function.target=no.such"], "reward_source.parts.function.target must be the import path"),
+        (["evaluate.known.mine.target=no.such"], "evaluate.known.mine.target must be the import path"),
+        (["evaluate.known.mine.kind=learned"], "evaluate.known.mine.kind must be one of function, model, got 'learned'"),
+        ([f"evaluate.known.mine.target={MINE}.words", "evaluate.known.mine.weight=2"], "evaluate.known.mine.weight must be 1"),
+        (["reward_source.parts.learned.kind=lerned"], "reward_source.parts.learned.kind must be one of learned, function, model"),
+        (["reward_source.parts.learned.weight=0"], "reward_source.parts.learned.weight must be not 0"),
+        (["reward_source.parts.learned.members=0"], "reward_source.parts.learned.members must be >= 1, got 0"),
+        (["reward_source.parts.learned.combine=best"], "reward_source.parts.learned.combine must be one of mean, worst, uncertainty, got 'best'"),
+        (["reward_source.parts.learned.combne=mean"], "did you mean reward_source.parts.learned.combine?"),
+        (["reward_source.parts.learned.members=two"], "reward_source.parts.learned.members must be an integer, got 'two'"),
+        (["reward_source.parts.other.kind=learned"], "reward_source.parts must have at most one part of kind learned"),
+        (["reward_source.parts.learned=null"], "reward_source.parts.learned must be a group of settings, got None"),
+        (["reward_source=ensemble", "task=reward", "reward_source.member=4"], "reward_source.member must be in 0..3"),
+        (["reward_source=ensemble", "reward_source.member=1"], "reward_source.member must be 0 but in task=reward, got 1"),
+        (["reward_source=ensemble", "ppo.init.reward=x"], "ppo.init.reward must be null where reward_source has an ensemble of them, got 'x'"),
+        ([*WORDS, "evaluate.reward=x"], "evaluate.reward must be null where reward_source has no learned part, got 'x'"),
+    ],
+)  # fmt: skip
+def test_bad_settings_get_one_line_with_the_key(overrides: list[str], expected: str) -> None:
+    assert expected in complaint(*overrides)
+
+
+def test_a_saved_config_with_parts_loads_as_the_same_tree(tmp_path: Path) -> None:
+    given = root(
+        *WORDS,
+        "reward_source.parts.function.args.each=2",
+        "reward_source.parts.b.kind=model",
+        "reward_source.parts.b.path=x/y",
+    )
+    (tmp_path / "config.yaml").write_text(compose.saved_config(given))
+    assert compose.load_saved(tmp_path / "config.yaml") == given
+
+
+# ---- the plan
+
+
+def test_an_ensemble_has_a_reward_stage_a_member_and_the_first_is_the_one_without_an_ensemble() -> (
+    None
+):
+    alone, members = planner().pipeline(), planner("reward_source=ensemble").pipeline()
+    assert [plan.label for plan in members] == [
+        "pretrain", "sft", "reward", "reward-2", "reward-3", "reward-4", "ppo", "evaluate",
+    ]  # fmt: skip
+    by_label = {plan.label: plan for plan in members}
+    (reward,) = (plan for plan in alone if plan.task == "reward")
+    assert run_hash(by_label["reward"].identity) == run_hash(reward.identity)
+    assert "member" not in by_label["reward"].identity
+    assert by_label["reward-3"].identity["member"] == 2
+    assert len({run_hash(plan.identity) for plan in members}) == len(members)
+    assert list(by_label["ppo"].parents) == ["policy", *map(role_of, range(4))]
+    third = by_label["reward-3"]
+    # it learns from the first one's comparisons, and begins where the first one began
+    assert third.parents["comparisons"] is by_label["reward"] and "policy" not in third.parents
+    assert third.parents["init"] is by_label["reward"].parents["init"]
+    assert third.root.reward_source.member == 2
+
+
+def test_the_members_of_a_later_round_go_on_from_their_own() -> None:
+    plans = planner("reward_source=ensemble", "pipeline.rounds=2").pipeline()
+    by_label = {plan.label: plan for plan in plans}
+    second = by_label["reward-2 of round 2"]
+    assert second.parents["init"] is by_label["reward-2"]
+    assert second.parents["comparisons"] is by_label["reward of round 2"]
+    assert set(by_label["evaluate"].parents) >= {"reward", "reward.3"}
+    assert by_label["evaluate"].parents["reward.1"] is second
+
+
+def test_one_member_is_named_for_a_stage_of_its_own() -> None:
+    alone = planner("reward_source=ensemble", "task=reward", "reward_source.member=2").stage(
+        "reward"
+    )
+    inside = {p.label: p for p in planner("reward_source=ensemble").pipeline()}["reward-3"]
+    assert run_hash(alone.identity) == run_hash(inside.identity)
+
+
+def test_stages_of_an_ensemble_lie_side_by_side_where_the_user_wants_them(tmp_path: Path) -> None:
+    found = Planner(root("reward_source=ensemble"), {}, tmp_path).pipeline()
+    places = {plan.path.relative_to(tmp_path).as_posix() for plan in found}
+    assert {"round-1/reward", "round-1/reward-2", "round-1/reward-4"} <= places
+
+
+def test_a_score_without_a_learned_part_needs_no_reward_stage() -> None:
+    plans = planner(*WORDS).pipeline()
+    assert [plan.label for plan in plans] == ["pretrain", "sft", "ppo", "evaluate"]
+    assert list(plans[2].parents) == ["policy"]
+
+
+def test_the_default_source_leaves_identities_as_they_are_and_another_changes_ppo_alone() -> None:
+    default = {p.task: run_hash(p.identity) for p in planner().pipeline()}
+    again = {p.task: run_hash(p.identity) for p in planner("reward_source=learned").pipeline()}
+    assert again == default
+    assert not any("reward_source" in p.identity for p in planner().pipeline())
+    weighted = planner("reward_source.parts.learned.weight=2").pipeline()
+    changed = {p.task for p in weighted if run_hash(p.identity) != default[p.task]}
+    assert changed == {"ppo", "evaluate"}
+    known = planner(f"evaluate.known.mine.target={MINE}.words").pipeline()
+    assert {p.task for p in known if run_hash(p.identity) != default[p.task]} == {"evaluate"}
+
+
+def test_files_and_folders_of_parts_count_by_their_content(tmp_path: Path) -> None:
+    def hash_of(*overrides: str) -> str:
+        return run_hash(planner(*overrides).ppo().identity)
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lexicon.txt").write_text("good\t1.9\n")
+    target = "rlhf_lightning.rewards.known.LexiconSentiment"
+    function = [WORDS[0], f"reward_source.parts.function.target={target}"]
+    path = "reward_source.parts.function.args.path"
+    first, moved = (hash_of(*function, f"{path}={tmp_path / n}/lexicon.txt") for n in ("a", "b"))
+    assert first == moved
+    (tmp_path / "b" / "lexicon.txt").write_text("good\t2.0\n")
+    assert hash_of(*function, f"{path}={tmp_path / 'b'}/lexicon.txt") != first
+
+    folder = saved(tmp_path / "model", llama(), their_tokenizer())
+    model = ["reward_source=model", f"reward_source.parts.model.path={folder}"]
+    before = hash_of(*model)
+    assert hash_of(*model, "reward_source.parts.model.batch_size=7") == before
+    assert hash_of(*model, "reward_source.parts.model.max_length=64") != before
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    from rlhf_lightning.model_identity import _tree
+
+    _tree.cache_clear()
+    assert hash_of(*model) != before
+
+
+def test_a_folder_that_is_no_reward_model_is_told_with_the_plan(tmp_path: Path) -> None:
+    two = saved(tmp_path / "two", llama(labels=2), their_tokenizer())
+    key = "reward_source.parts.model.path"
+    with pytest.raises(UserError, match=f"^{key} must be a model with one label, got .* with 2$"):
+        planner("reward_source=model", f"{key}={two}").pipeline()
+    with pytest.raises(UserError, match=f"^{key} must be a hub id or a folder with a model"):
+        planner("reward_source=model", f"{key}={tmp_path}/nowhere").pipeline()
+
+
+def test_a_reward_model_of_another_size_is_held_to_its_own_context(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "m", llama(), their_tokenizer())  # context 128
+    given = [f"ppo.init.reward={folder}", "model@reward.model=small", "ppo.max_prompt_tokens=64"]
+    fits = planner(*given, "reward.model.context_length=128", "model.context_length=200").ppo()
+    assert isinstance(fits.parents["reward"], Artifact)  # the policy's 200 are not asked of it
+    with pytest.raises(
+        UserError,
+        match=r"^reward.model.context_length must be <= 128, the context of ppo.init.reward=.*, got 256$",
+    ):
+        planner(*given).ppo()
+
+
+# ---- whole runs
+
+
+@pytest.fixture(scope="module")
+def without_reward(tmp_path_factory: pytest.TempPathFactory, pipeline_outputs: Path) -> Path:
+    """A pipeline against a function and a model of other making; SFT is shared with the session's pipeline."""
+    folder = saved(tmp_path_factory.mktemp("theirs"), llama(), their_tokenizer())
+    rlhf_here(
+        f"outputs={pipeline_outputs}",
+        *WORDS,
+        "reward_source.parts.function.args.each=0.5",
+        "reward_source.parts.theirs.kind=model",
+        f"reward_source.parts.theirs.path={folder}",
+        f"evaluate.known.words.target={MINE}.words",
+    )
+    (run,) = (
+        p for p in (pipeline_outputs / "pipeline").iterdir() if not (p / "round-1/reward").exists()
+    )
+    return run
+
+
+def test_ppo_runs_without_any_reward_stage(without_reward: Path) -> None:
+    config = json.loads((without_reward / "round-1/ppo/identity.json").read_text())["identity"]
+    assert list(config["parents"]) == ["policy"]
+    header = (without_reward / "round-1/ppo/metrics.csv").read_text()
+    for name in ("rollout/score_function", "rollout/score_theirs", "val/score_function"):
+        assert name in header
+    metrics = json.loads((without_reward / "round-1/ppo/metrics.json").read_text())["metrics"]
+    total = metrics["ppo/score_function"] + metrics["ppo/score_theirs"]
+    assert metrics["ppo/reward_score"] == pytest.approx(total, abs=1e-5)
+
+
+def test_known_scores_are_measured_for_every_model_and_row(without_reward: Path) -> None:
+    metrics = json.loads((without_reward / "metrics.json").read_text())["metrics"]
+    rows = [
+        json.loads(line)
+        for line in (without_reward / "evaluate/samples.jsonl").read_text().splitlines()
+    ]
+    means = {}
+    for name in ("base", "sft", "ppo"):
+        mine = [row for row in rows if row["model"] == name]
+        assert all(row["known"]["words"] == len(row["response"].split()) for row in mine)
+        means[name] = sum(row["known"]["words"] for row in mine) / len(mine)
+        assert metrics[f"{name}/known/words"] == pytest.approx(means[name])
+    gain = metrics["ppo/known/words_gain_vs_sft"]
+    assert gain == pytest.approx(means["ppo"] - means["sft"])
+    assert 0 < metrics["ppo/known/words_p_vs_sft"] <= 1
+    assert "ppo/reward_gain_in_sft_sd" in metrics
+    assert "reward/pairwise_accuracy" not in metrics
+
+
+def test_evaluation_needs_neither_gold_nor_a_learned_reward(
+    tmp_path: Path, pipeline_outputs: Path
+) -> None:
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"What does the fox eat on day {i}?"}],
+            "meta": {"references": ["The fox eats meat.", "Meat."]},
+        }
+        for i in range(80)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = {
+        task: min((pipeline_outputs / task).iterdir(), key=lambda run: run.stat().st_ctime)
+        for task in ("sft", "ppo")
+    }
+    metrics = rlhf_here(
+        f"outputs={tmp_path / 'outputs'}",
+        "task=evaluate",
+        "mix=files",
+        f"mix.sources.mine.path={tmp_path / 'p.jsonl'}",
+        "mix.test_fraction=0.3",
+        *(f"evaluate.models.{task}={run / 'artifact'}" for task, run in runs.items()),
+        f"evaluate.models.base={runs['sft'] / 'artifact'}",
+        *WORDS,
+        "evaluate.known.rouge.target=rlhf_lightning.rewards.known.RougeLength",
+        "evaluate.known.rouge.args.target_words=4",
+    )
+    assert not any("gold" in name or "win_rate" in name for name in metrics)
+    names = {"ppo/reward_score", "ppo/known/rouge", "ppo/known/rouge_p_vs_sft", "ppo/kl_k1"}
+    assert names <= metrics.keys()
+    assert -0.5 <= metrics["ppo/known/rouge"] <= 1
+
+
+def test_an_ensemble_is_trained_linked_and_its_disagreement_logged(pipeline_outputs: Path) -> None:
+    before = len(list((pipeline_outputs / "reward").iterdir()))
+    rlhf_here(
+        f"outputs={pipeline_outputs}",
+        "reward_source=ensemble",
+        "reward_source.parts.learned.members=2",
+    )
+    # the first member is the pipeline's own reward model
+    assert len(list((pipeline_outputs / "reward").iterdir())) == before + 1
+    (run,) = (
+        p for p in (pipeline_outputs / "pipeline").iterdir() if (p / "round-1/reward-2").exists()
+    )
+    first, second = ((run / f"round-1/{n}") for n in ("reward", "reward-2"))
+    assert (first / "data/comparisons_train.jsonl").is_file() and not (second / "data").exists()
+    weights = [(r / "artifact/model.safetensors").read_bytes() for r in (first, second)]
+    assert weights[0] != weights[1]
+    found = [json.loads((r / "metrics.json").read_text())["metrics"] for r in (first, second)]
+    assert found[0]["reward/pairs"] == found[1]["reward/pairs"]
+    assert "rollout/score_learned_std_members" in (run / "round-1/ppo/metrics.csv").read_text()
+    ppo = json.loads((run / "round-1/ppo/metrics.json").read_text())["metrics"]
+    assert ppo["ppo/score_learned_std_members"] > 0
+    # the pipeline's reward metrics are the first member's
+    whole = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert whole["reward/pairwise_accuracy"] == found[0]["reward/pairwise_accuracy"]
+
+
+def test_the_value_model_of_a_reward_that_is_not_learned_says_zero(
+    without_reward: Path, pipeline_outputs: Path
+) -> None:
+    first = (without_reward / "round-1/ppo/metrics.csv").read_text()
+    assert "ppo/explained_variance" in first
+    from typing import Any
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_lightning.models.loading import scorer_on
+
+    sft = (without_reward / "round-1/sft/artifact").resolve()
+    policy = AutoModelForCausalLM.from_pretrained(sft)
+    value: Any = scorer_on(policy)
+    assert torch.equal(value.score.weight, torch.zeros_like(value.score.weight))
+    theirs = dict(policy.model.named_parameters())
+    assert all(torch.equal(p, theirs[n]) for n, p in value.model.named_parameters())
+    assert only(pipeline_outputs / "sft").name == sft.parent.name

@@ -1,0 +1,148 @@
+"""The reward stage on rankings alone: no demonstrations, no SFT, several sources, labelers who differ."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_lightning.tasks.reward_metrics import Judged, split_metrics
+from tests.harness import only, rlhf_here
+
+
+def judged(scores: list[float], ranks: list[int], texts: list[str], **more: Any) -> Judged:
+    record = {"prompt": [], "completions": texts, "ranks": ranks, "source": "a", "meta": {}}
+    return record | more, torch.tensor(scores)
+
+
+def test_accuracy_and_length_baseline_are_counted_on_the_same_pairs() -> None:
+    found = split_metrics(
+        [
+            judged([2.0, 1.0, 0.0], [0, 1, 2], ["x", "xx", "xxx"]),  # 3 of 3; by length 0 of 3
+            judged([0.0, 1.0], [0, 1], ["xxx", "x"]),  # 0 of 1; by length 1 of 1
+            judged([1.0, 1.0], [0, 1], ["xx", "xx"]),  # ½ of 1, both
+        ]
+    )
+    assert found["reward/pairs"] == 5
+    assert found["reward/pairwise_accuracy"] == 3.5 / 5
+    assert found["reward/length_baseline_accuracy"] == 1.5 / 5
+    assert found["reward/accuracy_over_length_baseline"] == pytest.approx(2 / 5)
+    assert not any("_of_" in name or "agreement" in name for name in found)
+
+
+def test_accuracy_is_told_by_source_and_by_the_labelers_agreement() -> None:
+    texts = ["x", "y"]
+    rows = [
+        judged([1.0, 0.0], [0, 1], texts, source="a", meta={"agreement": 1.0}),
+        judged([0.0, 1.0], [0, 1], texts, source="a", meta={"agreement": 0.5}),
+        judged([0.0, 1.0], [0, 1], texts, source="b", meta={"agreement": 0.79}),
+        judged([1.0, 0.0], [0, 1], texts, source="b", meta={"agreement": 0.6}),
+        judged([1.0, 0.0], [0, 1], texts, source="b"),
+        judged([0.0, 1.0], [0, 1], texts, source="b", meta={"agreement": "high"}),
+    ]
+    found = split_metrics(rows)
+    assert found["reward/pairwise_accuracy_of_a"] == 1 / 2
+    assert found["reward/pairwise_accuracy_of_b"] == 2 / 4
+    names = {k: v for k, v in found.items() if "agreement" in k}
+    assert names == {
+        "reward/pairwise_accuracy_agreement_from_0": 0.0,
+        "reward/pairwise_accuracy_agreement_from_0_pairs": 1.0,
+        "reward/pairwise_accuracy_agreement_from_60": 0.5,
+        "reward/pairwise_accuracy_agreement_from_60_pairs": 2.0,
+        "reward/pairwise_accuracy_agreement_from_100": 1.0,
+        "reward/pairwise_accuracy_agreement_from_100_pairs": 1.0,
+        "reward/pairwise_accuracy_agreement_unknown_pairs": 2.0,
+    }
+
+
+def test_a_split_without_pairs_has_no_accuracy() -> None:
+    found = split_metrics([])
+    assert math.isnan(found["reward/pairwise_accuracy"]) and found["reward/pairs"] == 0
+
+
+def rankings(path: Path, name: str, count: int) -> None:
+    """Comparisons whose second completion is hundreds of tokens: letters without a pattern."""
+    rng = random.Random(name)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{name} asks what the fox eats, {i} times."}],
+            "completions": [
+                "The fox eats meat.",
+                "".join(rng.choices("abcdefgh", k=1000)),
+                "It eats grass?",
+            ],
+            "ranks": [1, 2, 0],
+            "meta": {"agreement": 1.0 if i % 2 else 0.7},
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of the stage on two files of comparisons."""
+    folder = tmp_path_factory.mktemp("rankings")
+    for name in ("ann", "bob"):
+        rankings(folder / f"{name}.jsonl", name, 60)
+    log = logging.getLogger("rlhf_lightning")
+    level = log.level
+    log.setLevel(logging.INFO)  # as the command has it: log.txt holds what was said
+    rlhf_here(
+        f"outputs={folder / 'outputs'}",
+        "task=reward",
+        "mix=files",
+        *(f"mix.sources.{name}.path={folder / name}.jsonl" for name in ("ann", "bob")),
+        "mix.validation_fraction=0.2",
+        "mix.test_fraction=0.2",
+        "reward.init.policy=none",
+        "reward.completions=speakers",
+        "reward.eval_prompts=24",
+    )
+    log.setLevel(level)
+    return only(folder / "outputs" / "reward")
+
+
+def test_rankings_alone_train_a_reward_model(trained: Path) -> None:
+    found = json.loads((trained / "metrics.json").read_text())
+    assert found["status"] == "finished"
+    assert json.loads((trained / "identity.json").read_text())["identity"]["parents"] == {}
+    metrics = found["metrics"]
+    assert metrics["reward/bias"] == 0 and metrics["reward/gain"] == 1
+    assert "bias stays 0" in (trained / "log.txt").read_text()
+    for name in ("pairwise_accuracy_of_ann", "pairwise_accuracy_of_bob/test", "ece/test"):
+        assert math.isfinite(metrics[f"reward/{name}"]), name
+    # the tokenizer was trained on the rankings' own texts
+    vocabulary = json.loads((trained / "artifact/tokenizer.json").read_text())["model"]["vocab"]
+    assert any("grass" in token for token in vocabulary)
+
+
+def test_the_length_baseline_leaves_out_what_did_not_fit(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())["metrics"]
+    rows = [
+        json.loads(line)
+        for line in (trained / "data/comparisons_validation.jsonl").read_text().splitlines()
+    ]
+    assert "completions too long to be scored" in (trained / "log.txt").read_text()
+    # of three completions the long one does not fit: one pair is left, and the shorter one wins it
+    assert metrics["reward/pairs"] == len(rows)
+    assert metrics["reward/length_baseline_accuracy"] == 0
+    accuracy = metrics["reward/pairwise_accuracy"]
+    assert metrics["reward/accuracy_over_length_baseline"] == accuracy
+
+
+def test_the_manifest_holds_bias_and_gain(trained: Path, pipeline_outputs: Path) -> None:
+    for run in (
+        trained,
+        min((pipeline_outputs / "reward").iterdir(), key=lambda p: p.stat().st_ctime),
+    ):
+        manifest = json.loads((run / "artifact/manifest.json").read_text())
+        config = json.loads((run / "artifact/config.json").read_text())
+        assert manifest["metrics"]["reward/bias"] == config["reward_bias"]
+        assert manifest["metrics"]["reward/gain"] == config["reward_gain"]
