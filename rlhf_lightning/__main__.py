@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -126,13 +127,34 @@ def saved_config_first(argv: list[str]) -> list[str]:
     ]
 
 
+def quoted_prompt(argv: list[str]) -> list[str]:
+    """`prompt=Hello, fox!` as text, whatever is in it: Hydra would read commas, colons and quotes as its grammar.
+
+    A value that the user quoted for Hydra stays, and all of them in a multirun, where `prompt=a,b` are two.
+    """
+    if {"-m", "--multirun"} & set(argv):
+        return argv
+    return [_quoted(item) if item.startswith("prompt=") else item for item in argv]
+
+
+def _quoted(item: str) -> str:
+    key, _, value = item.partition("=")
+    theirs = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if value in ("", "null") or theirs:
+        return item
+    # in Hydra's quotes a backslash counts only before a quote, and the closing one is one too
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    tail = len(escaped) - len(escaped.rstrip("\\"))
+    return f'{key}="{escaped}{escaped[len(escaped) - tail :]}"'
+
+
 def main() -> None:
     """The console script. Exit codes: 0 done, 2 bad input, 1 failed, 128 + signal stopped by a signal."""
     # spinning OpenMP threads slow each other down many times where a core is shared; read when torch is loaded
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     full_error = _users_full_error == "1"
     compose.register()
-    sys.argv[1:] = saved_config_first(sys.argv[1:])
+    sys.argv[1:] = saved_config_first(quoted_prompt(sys.argv[1:]))
     _failures.clear()
     try:
         with _full_error("1"):

@@ -22,6 +22,6 @@ class RunFailed(RuntimeError):
 class Interrupted(RuntimeError):
     """A signal ended the run after its checkpoint was written. Exit code 128 + signal number."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, then: str = "the same command continues") -> None:
         self.signum = signum
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the same command continues")
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {then}")

@@ -50,6 +50,9 @@ TASK_MODULES = {
 }
 """Task → module of rlhf_lightning.tasks; imported late, so that a config error answers at once."""
 
+WITHOUT_RUN = ("generate", "data")
+"""Tasks that leave a file and no run: nothing to own, to continue or to reuse."""
+
 
 def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
     """Do what `task` says; returns the metrics of its run.
@@ -121,6 +124,9 @@ def run_alone(
             f"task={plan.task} needs the run of {parent.label} first, got none that is finished at"
             f" {str(parent.path)!r}; run: {_command(parent, overrides)}"
         )
+    if plan.task in WITHOUT_RUN:
+        # their parents are there, so they are artifacts by now
+        return importlib.import_module(f"rlhf_lightning.tasks.{plan.task}").run(plan, mixture, stop)
     run = run_stage(plan, mixture, stop, overrides)
     _mark_latest(plan.root.outputs, run.path)
     return run.metrics
@@ -141,6 +147,7 @@ def _mark_latest(outputs: str, path: Path) -> None:
 
 def _command(plan: StagePlan, overrides: Sequence[str]) -> str:
     dropped = ("task=", "run_dir=", "dry_run=", "reward_source.member=")
+    dropped += ("input=", "output=", "prompt=")
     kept = [item for item in overrides if not item.startswith(dropped)]
     member = [f"reward_source.member={plan.member}"] if plan.member else []
     return shlex.join(["rlhf", f"task={plan.task}", *kept, *member])

@@ -159,6 +159,21 @@ class Planner:
         members = range(self.root.reward_source.members)
         return found or {role_of(i): self.reward(round_, i) for i in members}
 
+    def generate(self) -> StagePlan:
+        """Not a run: its place is the file that it writes."""
+        init = self.root.generate.init
+        key = "generate.init.policy"
+        parents = self._given("policy", init.policy, key, ("pretrain", "sft", "ppo"))
+        if init.policy is None and self.root.model.path is None:
+            parents["policy"] = self.ppo(self.root.pipeline.rounds)
+        parents |= self._given("reward", init.reward, "generate.init.reward", ("reward",))
+        place = Path(self.root.output or "/dev/stdout")
+        return replace(self._plan("generate", parents), folder=place)
+
+    def data(self) -> StagePlan:
+        """Not a run: a page about the mix."""
+        return self._plan("data", {})
+
     def _default_model(self, name: str, key: str, rounds: int) -> StagePlan | Artifact | None:
         if name == "base":
             # what SFT started from; None: the model's own weights

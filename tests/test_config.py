@@ -15,7 +15,7 @@ from rlhf_lightning.signatures import config_fields, signature
 
 GROUPS = [
     f"{file.parent.relative_to(compose.conf_dir())}={file.stem}"
-    for group in ("model", "ppo", "sft", "reward", "trainer", "logger", "callbacks", "experiment")
+    for group in "model ppo sft reward generate data trainer logger callbacks experiment".split()
     for file in sorted((compose.conf_dir() / group).glob("*.yaml"))
 ]
 

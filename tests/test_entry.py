@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.__main__ import saved_config_first
-from rlhf_lightning.compose import conf_dir
+from rlhf_lightning.__main__ import quoted_prompt, saved_config_first
+from rlhf_lightning.compose import compose, conf_dir
 
 CONFIG_ERROR_LIMIT_S = 6.0
 """Three on a quiet machine."""
@@ -193,3 +193,25 @@ def test_only_a_folder_with_the_named_config_becomes_the_main_one(tmp_path: Path
     other = ["--config-dir", str(tmp_path), "--config-name", "other"]
     assert saved_config_first(other) == other
     assert saved_config_first(["seed=1"]) == ["seed=1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello, fox! What's up?",
+        'say "hi"',
+        '"Hi", he said',
+        "a: {b} [c], d=e",
+        "end\\",
+        '\\"x\\\\"',
+        "two\nlines",
+    ],
+)
+def test_a_prompt_needs_no_quotes_of_hydra(text: str) -> None:
+    (item,) = quoted_prompt([f"prompt={text}"])
+    assert compose([item]).prompt == text
+
+
+def test_a_prompt_that_is_quoted_already_null_or_swept_stays() -> None:
+    for argv in (["prompt='a, b'"], ["prompt=null"], ["-m", "prompt=a,b"], ["seed=1,2"]):
+        assert quoted_prompt(argv) == argv

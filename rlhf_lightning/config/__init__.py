@@ -5,12 +5,14 @@ Foreign classes (optimizers, Trainer, loggers, callbacks) stay plain `_target_` 
 Sources in brackets are those of docs: [I] InstructGPT, [S] Learning to summarize, [Z] Ziegler et al.,
 [N] N implementation details (summarization). "nano" marks a default chosen by measurement for the built-in world.
 
-One file a group of settings (`model`, `mix`, `lora`, `sft`, `reward`, `reward_source`, `ppo`, `evaluate`); `root` holds
-them together.
+One file a group of settings: `model`, `mix`, `lora`, `sft`, `reward`, `reward_source`, `ppo`, `evaluate`, `generate`,
+`data`; `root` holds them together.
 """
 
 from rlhf_lightning.config.checks import MISSING
+from rlhf_lightning.config.data import DataConfig
 from rlhf_lightning.config.evaluate import EvaluateConfig
+from rlhf_lightning.config.generate import GenerateConfig, GenerateInitConfig
 from rlhf_lightning.config.lora import LoRAConfig
 from rlhf_lightning.config.mix import MixConfig, SourceConfig
 from rlhf_lightning.config.model import ModelConfig
@@ -30,7 +32,10 @@ from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 
 __all__ = [
     "MISSING",
+    "DataConfig",
     "EvaluateConfig",
+    "GenerateConfig",
+    "GenerateInitConfig",
     "LoRAConfig",
     "MixConfig",
     "SourceConfig",

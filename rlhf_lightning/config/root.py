@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from rlhf_lightning.config.checks import MISSING, require
+from rlhf_lightning.config.data import DataConfig
 from rlhf_lightning.config.evaluate import EvaluateConfig
+from rlhf_lightning.config.generate import GenerateConfig, check_generate
 from rlhf_lightning.config.mix import MixConfig
 from rlhf_lightning.config.model import ModelConfig
 from rlhf_lightning.config.ppo import PPOConfig
@@ -16,7 +18,7 @@ from rlhf_lightning.config.sft import SFTConfig
 from rlhf_lightning.errors import UserError
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
-TASKS = (*STAGES, "evaluate", "pipeline", "runs")
+TASKS = (*STAGES, "evaluate", "pipeline", "generate", "data", "runs")
 
 
 @dataclass
@@ -46,7 +48,7 @@ class RootConfig:
     """The whole tree."""
 
     task: str = "pipeline"
-    """What to run: pretrain | sft | reward | ppo | evaluate | pipeline | runs."""
+    """What to run: pretrain | sft | reward | ppo | evaluate | pipeline | generate | data | runs."""
     seed: int = 0
     """Seeds weights, data order and sampling of every stage."""
     outputs: str = "outputs"
@@ -55,6 +57,12 @@ class RootConfig:
     """This run (all of a pipeline's stages under it) goes there instead."""
     dry_run: bool = False
     """Only say for every stage: reused, continued or new."""
+    input: str | None = None
+    """task=generate: file of prompts, .jsonl or .txt, each also .gz."""
+    output: str | None = None
+    """task=generate: JSON Lines file that is written; null: the responses are printed."""
+    prompt: str | None = None
+    """task=generate: one prompt in place of `input`."""
     model: ModelConfig = MISSING
     mix: MixConfig = MISSING
     pretrain: SFTConfig = MISSING
@@ -63,6 +71,8 @@ class RootConfig:
     reward_source: RewardSourceConfig = field(default_factory=RewardSourceConfig)
     ppo: PPOConfig = MISSING
     evaluate: EvaluateConfig = MISSING
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     trainer: Any = None
@@ -116,6 +126,7 @@ def cross_check(root: RootConfig) -> None:
             longest,
         )
     _check_reward_source(root)
+    check_generate(root)
     _check_one_process(root.trainer or {})
 
 

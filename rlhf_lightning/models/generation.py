@@ -45,6 +45,8 @@ def sample(
 ) -> Responses:
     """Sample one response for each prompt from softmax(logits / temperature); no top-k, no top-p.
 
+    Temperature 0 takes the likeliest token (greedy) and gives its log-probability at temperature 1.
+
     `generator` lives on the CPU whatever the device, so that samples do not depend on it.
     """
     device, rows = prompts.ids.device, len(prompts.ids)
@@ -92,6 +94,10 @@ def sample(
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Tokens (A,) at the given quantiles of softmax(logits / temperature), and their log-probabilities."""
+    if temperature == 0:
+        logprobs = torch.log_softmax(logits.float(), -1)
+        token = logprobs.argmax(-1, keepdim=True)
+        return token[:, 0], logprobs.gather(1, token)[:, 0]
     logprobs = torch.log_softmax(logits.float() / temperature, -1)
     cumulative = logprobs.exp().cumsum(-1)
     # scaled by the total, which rounding keeps from being exactly one

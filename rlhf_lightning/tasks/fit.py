@@ -15,7 +15,7 @@ from rlhf_lightning.callbacks.metrics_csv import MetricsCSV
 from rlhf_lightning.callbacks.progress import StageProgress
 from rlhf_lightning.callbacks.samples import SampleTables
 from rlhf_lightning.data.datamodule import StageData
-from rlhf_lightning.tasks.job import Job
+from rlhf_lightning.tasks.job import Job, device_for
 
 QUIET = (
     r".*does not have many workers.*",  # batches are made by number, ahead of time where it pays
@@ -115,9 +115,4 @@ class StillOurs(Callback):
 
 def device_of(job: Job) -> torch.device:
     """Where a task without a Trainer computes: the Trainer's device."""
-    trainer = job.root.trainer or {}
-    wanted = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    if not (wanted and torch.cuda.is_available()):
-        return torch.device("cpu")
-    devices = trainer.get("devices", 1)  # a list holds the index of the one device
-    return torch.device("cuda", devices[0] if isinstance(devices, list) else 0)
+    return device_for(job.root.trainer)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rlhf_lightning.config import LoRAConfig, RootConfig
+from rlhf_lightning.config import LoRAConfig, ModelConfig, RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.tokenizer import prepare_tokenizer, tokenizer_fingerprint, train_tokenizer
 from rlhf_lightning.errors import UserError
@@ -51,8 +51,7 @@ class Job:
 
     def seed(self, purpose: str) -> int:
         """A seed of its own for each use, stage and round."""
-        text = f"{self.root.seed}/{self.task}/{self.round}/{purpose}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        return seed_of(self.root.seed, self.task, self.round, purpose)
 
     def seed_everything(self) -> None:
         """Python's, numpy's and torch's global generators."""
@@ -83,6 +82,12 @@ class Job:
         return (self.round - 1) * 2**24
 
 
+def seed_of(seed: int, task: str, round_: int, purpose: str) -> int:
+    """The seed of one use: any change of one of the four gives another."""
+    text = f"{seed}/{task}/{round_}/{purpose}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
 def parent_tokenizer(job: Job, role: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a parent's artifact, with what training needs."""
     tokenizer = load_tokenizer(job.parents[role].path, job.root.model)
@@ -91,13 +96,17 @@ def parent_tokenizer(job: Job, role: str) -> PreTrainedTokenizerFast:
 
 
 def new_tokenizer(job: Job) -> PreTrainedTokenizerFast:
-    """The model's own tokenizer: that of `model.path`, or one that is trained on the mix's text."""
-    model = job.root.model
+    """The model's own tokenizer."""
+    return own_tokenizer(job.root.model, job.mixture)
+
+
+def own_tokenizer(model: ModelConfig, mixture: Mixture) -> PreTrainedTokenizerFast:
+    """The tokenizer of `model.path`, or one that is trained on the mix's text."""
     if model.path is not None:
         tokenizer = load_tokenizer(model.path, model)
         prepare_tokenizer(tokenizer)
         return tokenizer
-    return train_tokenizer(_texts(job.mixture), vocab_size=model.vocab_size)
+    return train_tokenizer(_texts(mixture), vocab_size=model.vocab_size)
 
 
 def _texts(mixture: Mixture) -> Iterator[str]:
@@ -121,6 +130,16 @@ def _some(mixture: Mixture, kind: str) -> Iterator[dict[str, Any]]:
     size = mixture.size(kind, "train")
     count = TOKENIZER_RECORDS if size is None else min(size, TOKENIZER_RECORDS)
     return mixture.records(kind, "train", count)
+
+
+def device_for(trainer: Mapping[str, Any] | None) -> torch.device:
+    """The device that the Trainer's keys name."""
+    trainer = trainer or {}
+    wanted = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+    if not (wanted and torch.cuda.is_available()):
+        return torch.device("cpu")
+    devices = trainer.get("devices", 1)  # a list holds the index of the one device
+    return torch.device("cuda", devices[0] if isinstance(devices, list) else 0)
 
 
 def require_same_tokenizer(a: Artifact, b: Artifact, *, key: str) -> None:

@@ -82,3 +82,17 @@ def test_left_padding_and_its_contents_change_no_sample():
     a, b = draw(plain), draw(padded)
     assert a.ids.tolist() == b.ids.tolist()
     torch.testing.assert_close(a.logprobs, b.logprobs, atol=1e-5, rtol=1e-5)
+
+
+def test_temperature_zero_takes_the_likeliest_token_and_gives_its_own_logprob():
+    prompts = prompt_batch([3, 7, 5])
+    responses = draw(prompts, temperature=0, tokens=5)
+    logits = response_logits(
+        tiny_policy(), prompts.ids, prompts.mask, responses.ids, responses.mask
+    )
+    real = responses.mask
+    assert (logits.argmax(-1) == responses.ids)[real].all()
+    best = logits.float().log_softmax(-1).max(-1).values
+    torch.testing.assert_close(responses.logprobs[real], best[real], atol=1e-5, rtol=1e-5)
+    again = draw(prompts, temperature=0, tokens=5, seed=1)
+    assert again.ids.tolist() == responses.ids.tolist()

@@ -1,0 +1,201 @@
+"""`task=data`: what a mix holds, as tables, report.html and data.json. No weights are loaded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerFast
+
+from rlhf_lightning.config import RootConfig
+from rlhf_lightning.data.mixture import Mixture
+from rlhf_lightning.data.records import KINDS, SPLITS, Record, validate
+from rlhf_lightning.data.tokenizer import tokenizer_fingerprint
+from rlhf_lightning.errors import Interrupted, UserError
+from rlhf_lightning.evaluation.data_report import DataReport, Part, finite, render
+from rlhf_lightning.evaluation.data_report_console import tables
+from rlhf_lightning.plan import StagePlan
+from rlhf_lightning.runs import Stop
+from rlhf_lightning.runs.files import git_commit, own_directory, write_json, write_text
+from rlhf_lightning.runs.search import is_run
+from rlhf_lightning.tasks.bar import bar
+from rlhf_lightning.tasks.data_rows import Limits, shown_rows
+from rlhf_lightning.tasks.data_survey import Survey
+from rlhf_lightning.tasks.generate_output import require_writable
+from rlhf_lightning.tasks.job import own_tokenizer
+
+BATCH = 256
+"""Records in memory at once."""
+FILE_WIDTH = 150
+"""Characters of a line where the tables go to a file."""
+
+
+def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
+    """Read the mix, print the tables, write the page; returns how many records were read.
+
+    Raises: UserError, Interrupted.
+    """
+    root, folder = plan.root, plan.path
+    if is_run(folder):
+        raise UserError(f"run_dir must not be a run of another task, got {str(folder)!r}")
+    require_writable(folder, "run_dir" if root.run_dir else "outputs")
+    tokenizer = own_tokenizer(root.model, mixture)
+    try:
+        parts = survey(root, mixture, tokenizer, stop)
+    except Interrupted as error:
+        raise Interrupted(error.signum, "nothing was written") from None
+    report = DataReport(
+        title=f"Data of mix {root.mix.name}",
+        parts=parts,
+        removed=list(removed_by(mixture)),
+        rows=shown_rows(
+            mixture,
+            tokenizer,
+            rows=root.data.rows,
+            records=root.data.records,
+            seed=root.seed,
+            limits=limits_of(root),
+        ),
+        labeler_agreement=finite(mixture.labeler_agreement()),
+        provenance=_provenance(root, mixture, tokenizer),
+    )
+    with own_directory(folder):
+        write_json(folder / "data.json", report.summary())
+        write_text(folder / "report.html", render(report))
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe breaks no lines
+        console.width = max(console.width, FILE_WIDTH)
+    for table in tables(report):
+        console.print(table)
+    console.print(f"data: {folder / 'report.html'}", soft_wrap=True, markup=False)
+    return {"data/records": float(sum(part.read for part in parts))}
+
+
+def survey(
+    root: RootConfig, mixture: Mixture, tokenizer: PreTrainedTokenizerFast, stop: Stop
+) -> list[Part]:
+    """Every part of the mix, read to its end, or as far as `data.records` says where it has none."""
+    sizes = {
+        (name, kind, split): size
+        for name, source in mixture.sources.items()
+        for kind in KINDS
+        if kind in source.kinds
+        for split in SPLITS
+        if (size := _limited(root, name, source.size(kind, split))) != 0
+    }
+    counts = {key: root.data.records if size is None else size for key, size in sizes.items()}
+    parts: list[Part] = []
+    trained: dict[tuple[str, str], Mapping[int, int]] = {}
+    with bar("data", sum(counts.values())) as advance:
+        for (name, kind, split), count in counts.items():
+            found = Survey(kind, tokenizer)
+            for batch in _batches(mixture, (name, kind, split), count):
+                stop.check()
+                found.add(batch)
+                advance(len(batch))
+            if found.repeated:
+                again = _batches(mixture, (name, kind, split), count)
+                found.count_labels(record for batch in again for record in batch)
+            if split == "train":  # the first one; the others are held against it
+                trained[name, kind] = found.prompts
+            overlap = None
+            if split != "train" and (name, kind) in trained:
+                known = trained[name, kind]
+                overlap = sum(n for key, n in found.prompts.items() if key in known)
+            parts.append(_part(root, sizes, (name, kind, split), found, overlap))
+    return parts
+
+
+def _part(
+    root: RootConfig,
+    sizes: Mapping[tuple[str, str, str], int | None],
+    key: tuple[str, str, str],
+    found: Survey,
+    overlap: int | None,
+) -> Part:
+    name, kind, split = key
+    weights = {n: root.mix.weights.get(n, 1.0) for n, k, s in sizes if (k, s) == (kind, split)}
+    total = sum(weights.values())
+    return Part(
+        source=name,
+        kind=kind,
+        split=split,
+        read=found.read,
+        size=sizes[key],
+        mix_share=weights[name] / total if total else None,
+        lengths=found.lengths,
+        limits=limits_of(root)[kind],
+        duplicates=found.duplicates,
+        near_duplicates=found.near_duplicates,
+        prompts_in_train=overlap,
+        comparisons=found.comparisons,
+    )
+
+
+def limits_of(root: RootConfig) -> Limits:
+    """Kind → quantity → the setting that says how long it may be in training, and its value."""
+    reads = "model" if root.reward.model is None else "reward.model"
+    judge = root.reward.model or root.model
+    return {
+        "demonstration": {"whole": ("sft.max_length", root.sft.max_length)},
+        "comparison": {"whole": (f"{reads}.context_length", judge.context_length)},
+        "prompt": {"prompt": ("ppo.max_prompt_tokens", root.ppo.max_prompt_tokens)},
+        "text": {"text": ("pretrain.max_length", root.pretrain.max_length)},
+    }
+
+
+def removed_by(mixture: Mixture) -> Iterator[tuple[str, Any]]:
+    """What the mix says it left out, as dotted names with numbers; nothing if it does not say."""
+    counts: Any = getattr(mixture, "counts", None)
+    yield from _flat(counts() if callable(counts) else counts or {}, "")
+
+
+def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, Mapping):
+        yield prefix, tree
+        return
+    for key, value in tree.items():
+        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _limited(root: RootConfig, name: str, size: int | None) -> int | None:
+    limit = root.mix.sources[name].limit
+    return size if limit is None else limit if size is None else min(size, limit)
+
+
+def _batches(mixture: Mixture, key: tuple[str, str, str], count: int) -> Iterator[list[Record]]:
+    """The first `count` records of one source, in its own order."""
+    name, kind, split = key
+    source = mixture.sources[name]
+    indices = iter(range(count))
+    while chunk := list(itertools.islice(indices, BATCH)):
+        yield [
+            validate(
+                kind,
+                source.record(kind, split, index),
+                where=f"mix.sources.{name} {split}[{index}]",
+                allow_all_tied=True,
+            )
+            for index in chunk
+        ]
+
+
+def _provenance(
+    root: RootConfig, mixture: Mixture, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, str]:
+    where = root.model.path or f"trained on this mix ({len(tokenizer)} tokens)"
+    data = {
+        f"{source}: {what}": str(value)
+        for source, found in mixture.identity().items()
+        for what, value in found.items()
+    }
+    return {
+        "mix": root.mix.name,
+        "tokenizer": where,
+        "tokenizer sha256": tokenizer_fingerprint(tokenizer)[:12],
+        "seed of the rows shown": str(root.seed),
+        "git commit": git_commit() or "not a checkout",
+        **data,
+    }

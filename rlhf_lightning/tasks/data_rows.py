@@ -1,0 +1,155 @@
+"""Rows of a mix as the model sees them: token by token, with what is learnt and what is special."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.data.encode import (
+    Encoded,
+    encode_completions,
+    encode_demonstration,
+    encode_prompt,
+    encode_text,
+)
+from rlhf_lightning.data.mixture import Mixture
+from rlhf_lightning.data.records import KINDS, Record
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.evaluation.data_report import Piece, ShownRow, ShownText
+from rlhf_lightning.tasks.data_survey import NO_LIMIT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN_TOKENS = 1500
+"""Tokens of one text that a page shows; it says how many more there are."""
+CHARACTER_TOKENS = 4
+"""Tokens that may make one character together: UTF-8 has at most four bytes."""
+
+Limits = dict[str, dict[str, tuple[str, int]]]
+
+
+def shown_rows(
+    mixture: Mixture,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    rows: int,
+    records: int,
+    seed: int,
+    limits: Limits,
+) -> list[ShownRow]:
+    """`rows` training rows at random, shared evenly among the kinds that the mix has."""
+    sizes = dict(_sizes(mixture, records))
+    found: list[ShownRow] = []
+    for place, (kind, size) in enumerate(sizes.items()):
+        quota = rows // len(sizes) + (place < rows % len(sizes))
+        chosen = random.Random(f"{seed}/{kind}").sample(range(size), min(quota, size))
+        for index in sorted(chosen):
+            record = mixture.record(kind, "train", index)
+            found.append(shown_row(kind, record, index, tokenizer, limits.get(kind, {})))
+    return found
+
+
+def _sizes(mixture: Mixture, records: int) -> Iterator[tuple[str, int]]:
+    for kind in (kind for kind in KINDS if kind in mixture.kinds):
+        try:
+            size = mixture.size(kind, "train")
+        except UserError:  # none in the training split
+            continue
+        yield kind, records if size is None else size
+
+
+def shown_row(
+    kind: str,
+    record: Record,
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: dict[str, tuple[str, int]],
+) -> ShownRow:
+    """One record through the functions that training encodes it with."""
+    encoded = list(_encoded(kind, record, tokenizer))
+    over = [
+        f"longer than {key}={limit}"
+        for name, (key, limit) in limits.items()
+        if name != "prompt" or kind == "prompt"
+        if any(len(item.ids) > limit for _, item in encoded)
+    ]
+    texts = [_shown(label, item, tokenizer) for label, item in encoded]
+    return ShownRow(kind, str(record.get("source", "")), index, texts, "; ".join(over))
+
+
+def _encoded(
+    kind: str, record: Record, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, Encoded]]:
+    """(label, tokens with their mask) of each sequence that the model reads for a record."""
+    if kind == "text":
+        yield "", _there(encode_text(tokenizer, record["text"], NO_LIMIT))
+        return
+    if kind == "demonstration":
+        yield "", _there(encode_demonstration(tokenizer, record["messages"], NO_LIMIT))
+        return
+    prompt = encode_prompt(tokenizer, record["prompt"])
+    if kind == "prompt":
+        yield "", Encoded(prompt, [False] * len(prompt))
+        return
+    completions = encode_completions(tokenizer, record["completions"])
+    for place, ids in enumerate(completions):
+        mask = [False] * len(prompt) + [True] * len(ids)
+        yield _label(record, place), Encoded(prompt + ids, mask)
+
+
+def _there(encoded: Encoded | None) -> Encoded:
+    assert encoded is not None  # NO_LIMIT
+    return encoded
+
+
+def _label(record: Record, place: int) -> str:
+    if "ranks" in record:
+        return f"completion {place}, rank {record['ranks'][place]}"
+    better = [str(loser) for winner, loser in record["pairs"] if winner == place]
+    return f"completion {place}" + (f", better than {', '.join(better)}" if better else "")
+
+
+def _shown(label: str, encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> ShownText:
+    kept = encoded.ids[:SHOWN_TOKENS]
+    found = pieces(tokenizer, kept, encoded.loss_mask)
+    return ShownText(label, found, len(encoded.ids), len(encoded.ids) - len(kept))
+
+
+def pieces(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], loss_mask: Sequence[bool]
+) -> list[Piece]:
+    """The text of each token, as it reads behind the one before.
+
+    Tokens that make one character only together are one piece; so no piece has half a character.
+    """
+    special = set(tokenizer.all_special_ids) | _added(tokenizer)
+    found: list[Piece] = []
+    before, start = (
+        0,
+        0,
+    )  # ids[before:start] is the piece before, which decides about a leading space
+    for end in range(1, len(ids) + 1):
+        context = _decode(tokenizer, ids[before:start])
+        text = _decode(tokenizer, ids[before:end])[len(context) :]
+        half = text.endswith("\ufffd") and end - start < CHARACTER_TOKENS and end < len(ids)
+        if half and ids[end] not in special and loss_mask[end] == loss_mask[start]:
+            continue
+        own = list(ids[start:end])
+        found.append(Piece(text, own, own[0] in special, loss_mask[start]))
+        before, start = start, end
+    return found
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of what was added to the vocabulary as special: role tokens are often no bos, eos or pad."""
+    decoder: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    return {i for i, token in decoder.items() if token.special}
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text: Any = tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return text

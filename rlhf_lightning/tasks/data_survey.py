@@ -1,0 +1,174 @@
+"""Counting the records of one source, kind and split, batch by batch; of the texts only digests stay in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rlhf_lightning.data.encode import (
+    encode_completions,
+    encode_demonstrations,
+    encode_prompts,
+    encode_texts,
+)
+from rlhf_lightning.data.records import Record, pairs_of, prompt_key, prompt_of
+from rlhf_lightning.evaluation.data_report_statistics import (
+    ComparisonCounts,
+    Lengths,
+    agreement,
+    length_bias,
+    tied_pairs,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NO_LIMIT = 2**62
+
+QUANTITIES = {
+    "demonstration": ("prompt", "reply", "whole"),
+    "comparison": ("prompt", "completion", "whole"),
+    "prompt": ("prompt",),
+    "text": ("text",),
+}
+"""Kind → the lengths that are counted."""
+
+
+@dataclass
+class Survey:
+    """The counts of one source, kind and split."""
+
+    kind: str
+    tokenizer: PreTrainedTokenizerBase
+    lengths: dict[str, Lengths] = field(default_factory=dict)
+    read: int = 0
+    duplicates: int = 0
+    near_duplicates: int = 0
+    prompts: dict[int, int] = field(default_factory=dict)
+    """Digest of a prompt → records that have it."""
+    comparisons: ComparisonCounts | None = None
+    repeated: set[int] = field(default_factory=set)
+    """Digests of comparisons (prompt and completions) that have more than one record, so maybe several labels."""
+    _exact: set[int] = field(default_factory=set)
+    _near: set[int] = field(default_factory=set)
+    _compared: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.lengths = {name: Lengths() for name in QUANTITIES[self.kind]}
+        self.comparisons = ComparisonCounts() if self.kind == "comparison" else None
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Count a batch."""
+        self.read += len(records)
+        tokens = _lengths(self.kind, records, self.tokenizer)
+        for name, found in tokens.items():
+            self.lengths[name].add(found)
+        for record in records:
+            self._texts(record)
+        if self.comparisons is not None:
+            self._compare(records, tokens["completion"], self.comparisons)
+
+    def _texts(self, record: Record) -> None:
+        texts = texts_of(record)
+        exact, near = digest(texts), digest([" ".join(t.casefold().split()) for t in texts])
+        self.duplicates += exact in self._exact
+        self.near_duplicates += near in self._near
+        self._exact.add(exact)
+        self._near.add(near)
+        key = digest([prompt_key(prompt_of(record))])
+        self.prompts[key] = self.prompts.get(key, 0) + 1
+
+    def _compare(
+        self, records: Sequence[Record], completion_tokens: Sequence[int], counts: ComparisonCounts
+    ) -> None:
+        tokens = iter(completion_tokens)
+        for record in records:
+            lengths = [next(tokens) for _ in record["completions"]]
+            pairs = pairs_of(record)[0]
+            counts.completions[len(lengths)] += 1
+            counts.decided += len(pairs)
+            longer, shorter, equal = length_bias(pairs, lengths)
+            counts.longer += longer
+            counts.shorter += shorter
+            counts.equal += equal
+            if "ranks" in record:
+                tied, ranked = tied_pairs(record["ranks"])
+                counts.tied += tied
+                counts.ranked_pairs += ranked
+                counts.all_tied += not pairs
+            what = _comparison_key(record)
+            if what in self._compared:
+                self.repeated.add(what)
+            self._compared.add(what)
+
+    def count_labels(self, records: Iterable[Record]) -> None:
+        """A second pass, over the same records: agreement of the labels of comparisons that have several."""
+        assert self.comparisons is not None
+        votes: dict[tuple[int, int, int], list[int]] = defaultdict(lambda: [0, 0])
+        for record in records:
+            what = _comparison_key(record)
+            if what not in self.repeated:
+                continue
+            for low, high, second_wins in _label(record):
+                votes[what, low, high][second_wins] += 1
+        alike, labels = agreement((first, second) for first, second in votes.values())
+        self.comparisons.alike, self.comparisons.labels = alike, labels
+
+
+def texts_of(record: Record) -> list[str]:
+    """All that a record says, without its labels."""
+    if "text" in record:
+        return [record["text"]]
+    messages = record["messages"] if "messages" in record else record["prompt"]
+    said = [f"{message['role']}: {message['content']}" for message in messages]
+    return said + list(record.get("completions", []))
+
+
+def digest(texts: Sequence[str]) -> int:
+    """Eight bytes for a list of texts."""
+    found = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        data = text.encode()
+        found.update(len(data).to_bytes(8, "big") + data)
+    return int.from_bytes(found.digest(), "big")
+
+
+def _label(record: Record) -> set[tuple[int, int, bool]]:
+    """The record's say about each two different texts: (digest, digest, is the second one the better?).
+
+    A text that stands twice gives one say, not two; none where its copies were ranked to contradict each other.
+    """
+    places = [digest([text]) for text in record["completions"]]
+    ordered = ((places[winner], places[loser]) for winner, loser in pairs_of(record)[0])
+    said = {(min(a, b), max(a, b), a > b) for a, b in ordered if a != b}
+    return {(a, b, second) for a, b, second in said if (a, b, not second) not in said}
+
+
+def _comparison_key(record: Record) -> int:
+    return digest([prompt_key(record["prompt"]), *sorted(record["completions"])])
+
+
+def _lengths(
+    kind: str, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[int]]:
+    """Quantity → tokens of each record (of completions: of each completion)."""
+    if kind == "text":
+        rows = encode_texts(tokenizer, [record["text"] for record in records], NO_LIMIT)
+        return {"text": [len(row.ids) for row in rows if row is not None]}
+    prompts = [len(ids) for ids in encode_prompts(tokenizer, [prompt_of(r) for r in records])]
+    if kind == "prompt":
+        return {"prompt": prompts}
+    if kind == "demonstration":
+        conversations = [record["messages"] for record in records]
+        rows = encode_demonstrations(tokenizer, conversations, NO_LIMIT)
+        replies = encode_completions(tokenizer, [m[-1]["content"] for m in conversations])
+        whole = [len(row.ids) for row in rows if row is not None]
+        return {"prompt": prompts, "reply": [len(ids) for ids in replies], "whole": whole}
+    texts = [text for record in records for text in record["completions"]]
+    completions = [len(ids) for ids in encode_completions(tokenizer, texts)]
+    owners = [n for n, record in zip(prompts, records, strict=True) for _ in record["completions"]]
+    whole = [a + b for a, b in zip(owners, completions, strict=True)]
+    return {"prompt": prompts, "completion": completions, "whole": whole}

@@ -1,0 +1,79 @@
+"""Where generated rows go: a JSON Lines file that is there whole or not at all, or the console."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+from rlhf_lightning.data.stored import store
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.runs.files import own_directory
+
+Row = dict[str, Any]
+
+
+def require_place(output: str | None, source: str | None, *, overwrite: bool) -> None:
+    """Raises: UserError if `output` is a folder, is the input, cannot be written, or is there and must stay."""
+    if output is None:
+        return
+    path = Path(output)
+    if path.is_dir():
+        raise UserError(f"output must be a file, got the folder {output!r}")
+    if source is not None and path.exists() and path.samefile(source):
+        raise UserError(f"output must be another file than input, got {output!r}")
+    if path.exists() and not overwrite:
+        raise UserError(
+            f"output must be a new file, got {output!r}, which exists (generate.overwrite=true replaces it)"
+        )
+    require_writable(path.absolute().parent, "output")
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Raises: UserError if `folder` is not there and cannot be made, or nothing can be written into it."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"{key} must be a place that can be written, got {str(folder)!r}")
+
+
+def written(path: Path, rows: Iterable[Row]) -> int:
+    """Write all rows under a temporary name, then rename; what fails on the way leaves nothing. Returns how many."""
+    part = path.with_name(f".{path.name}.part")  # the name that `store` writes under
+    with own_directory(path.parent):
+        try:
+            return len(store(path, rows))
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def printed(rows: Iterable[Row], *, scored: bool, console: Console | None = None) -> int:
+    """Print each prompt once and its responses below it, as they come. Returns how many."""
+    console = console or Console(highlight=False)
+    last, count = None, 0
+    for count, row in enumerate(rows, start=1):  # noqa: B007 (returned)
+        if row["index"] != last:
+            last = row["index"]
+            console.print(Rule(f"prompt {last}", align="left", style="dim"))
+            for message in row["prompt"]:
+                _line(console, message["role"], message["content"], "dim")
+        _line(console, "response", row["response"] or "(nothing)", "bold")
+        console.print(Text(_facts(row, scored=scored), style="dim"), soft_wrap=True)
+    return count
+
+
+def _line(console: Console, name: str, text: str, style: str) -> None:
+    # a Text: brackets in it are no markup; soft_wrap: a line that is piped on stays one line
+    console.print(Text.assemble((f"{name:<10}", "cyan"), (text, style)), soft_wrap=True)
+
+
+def _facts(row: Row, *, scored: bool) -> str:
+    end = "" if row["ended"] else ", cut off"
+    facts = [f"{row['response_tokens']} tokens{end}", f"logprob {row['logprob']:.2f}"]
+    if scored:
+        facts.append(f"score {row['score']:.3f}")
+    return " " * 10 + " · ".join(facts)

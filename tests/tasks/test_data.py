@@ -1,0 +1,304 @@
+"""`task=data`: what is counted of a mix, and the page that it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from rlhf_lightning import compose
+from rlhf_lightning.data.tokenizer import train_tokenizer
+from rlhf_lightning.errors import Interrupted, UserError
+from rlhf_lightning.runs import Stop
+from rlhf_lightning.tasks.data import removed_by, survey
+from rlhf_lightning.tasks.data_rows import SHOWN_TOKENS, pieces, shown_row
+from rlhf_lightning.tasks.data_survey import Survey
+from tests.harness import only, rlhf_here
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a byte: 256 bytes and 6 special tokens leave no room for merges."""
+    return train_tokenizer(["abc"], vocab_size=262)
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def comparison(completions: list[str], ranks: list[int], prompt: str = "Why?") -> dict:
+    return {"prompt": user(prompt), "completions": completions, "ranks": ranks}
+
+
+def surveyed(kind: str, records: list[dict], tokenizer) -> Survey:
+    survey = Survey(kind, tokenizer)
+    for record in records:  # a batch each: what is counted spans batches
+        survey.add([record])
+    if survey.repeated:
+        survey.count_labels(records)
+    return survey
+
+
+def test_lengths_are_those_of_the_encoded_rows(tokenizer) -> None:
+    record = {"messages": [*user("Why?"), {"role": "assistant", "content": "So."}]}
+    found = surveyed("demonstration", [record], tokenizer).lengths
+    # <|begin|> <|user|> Why? <|end|> <|assistant|> = 4 + 4; So. <|end|> = 3 + 1; together 12
+    assert {name: dict(x.counts) for name, x in found.items()} == {
+        "prompt": {8: 1}, "reply": {4: 1}, "whole": {12: 1}
+    }  # fmt: skip
+    found = surveyed("comparison", [comparison(["a", "abc", ""], [0, 1, 1])], tokenizer).lengths
+    assert dict(found["completion"].counts) == {2: 1, 4: 1, 1: 1}  # with <|end|>
+    assert dict(found["whole"].counts) == {10: 1, 12: 1, 9: 1}
+    text = surveyed("text", [{"text": "abc"}], tokenizer).lengths["text"]
+    assert dict(text.counts) == {5: 1}  # <|begin|> abc <|end|>
+
+
+def test_duplicates_are_exact_or_near(tokenizer) -> None:
+    prompts = [{"prompt": user(text)} for text in ("Why?", "why?", "Why?", "  why? ", "How?")]
+    found = surveyed("prompt", prompts, tokenizer)
+    assert (found.duplicates, found.near_duplicates) == (1, 3)
+    assert sorted(found.prompts.values()) == [1, 4]
+
+
+def test_labels_are_no_part_of_a_duplicate_but_completions_are(tokenizer) -> None:
+    rows = [
+        comparison(["a", "b"], [0, 1]),
+        comparison(["a", "b"], [1, 0]),
+        comparison(["a", "c"], [0, 1]),
+    ]
+    assert surveyed("comparison", rows, tokenizer).duplicates == 1
+
+
+def test_comparisons_are_counted(tokenizer) -> None:
+    rows = [
+        comparison(["aaaa", "bb", "cc"], [0, 1, 1]),  # longer wins twice; bb and cc tie
+        comparison(["a", "bbb"], [0, 1], prompt="How?"),  # shorter wins
+        comparison(["a", "b"], [0, 0], prompt="Who?"),  # all tied
+        {
+            "prompt": user("Where?"),
+            "completions": ["a", "b", "c"],
+            "pairs": [[0, 1]],
+        },  # equal length
+    ]
+    counts = surveyed("comparison", rows, tokenizer).comparisons
+    assert counts is not None
+    assert counts.completions == {3: 2, 2: 2}
+    # ranked pairs 3 + 1 + 1, tied 1 + 0 + 1; the record with pairs ranks nothing
+    assert (counts.tied, counts.ranked_pairs, counts.all_tied) == (2, 5, 1)
+    assert (counts.decided, counts.longer, counts.shorter, counts.equal) == (4, 2, 1, 1)
+    assert counts.labels == 0
+
+
+def test_agreement_is_over_records_that_compare_the_same_texts_in_any_order(tokenizer) -> None:
+    rows = [
+        comparison(["a", "b", "c"], [0, 1, 2]),
+        comparison(["c", "b", "a"], [1, 2, 0]),  # a > c > b: agrees on ab and ac, not on bc
+        comparison(["a", "b", "c"], [0, 0, 1]),  # a = b, both > c
+        comparison(["a", "b"], [1, 0]),  # other texts: another comparison
+    ]
+    counts = surveyed("comparison", rows, tokenizer).comparisons
+    assert counts is not None
+    # ab 2:0 → 1 of 1; ac 3:0 → 3 of 3; bc 2:1 → 1 of 3
+    assert (counts.alike, counts.labels) == (5, 7)
+
+
+def test_copies_of_a_text_inside_one_record_are_one_label(tokenizer) -> None:
+    rows = [comparison(["a", "a", "b"], [0, 0, 1])] * 2
+    counts = surveyed("comparison", rows, tokenizer).comparisons
+    assert counts is not None
+    assert (counts.alike, counts.labels) == (1, 1)
+    torn = [comparison(["a", "a", "b"], [0, 2, 1])] * 2  # a is better and worse than b: no label
+    counts = surveyed("comparison", torn, tokenizer).comparisons
+    assert counts is not None
+    assert counts.labels == 0
+
+
+def test_rows_are_shown_token_by_token_with_their_mask(tokenizer) -> None:
+    record = {"messages": [*user("é!"), {"role": "assistant", "content": "No"}], "source": "mine"}
+    row = shown_row("demonstration", record, 5, tokenizer, {"whole": ("sft.max_length", 9)})
+    (text,) = row.texts
+    assert [piece.text for piece in text.pieces] == [
+        "<|begin|>", "<|user|>", "é", "!", "<|end|>", "<|assistant|>", "N", "o", "<|end|>"
+    ]  # fmt: skip
+    assert [len(piece.ids) for piece in text.pieces] == [
+        1,
+        1,
+        2,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]  # é has two bytes
+    assert [piece.target for piece in text.pieces] == [False] * 6 + [True] * 3
+    assert [i for i, piece in enumerate(text.pieces) if piece.special] == [0, 1, 4, 5, 8]
+    assert (text.tokens, row.source, row.note) == (10, "mine", "longer than sft.max_length=9")
+
+
+def test_pieces_put_together_are_the_text(tokenizer) -> None:
+    text = "snow ☃ and 🦊🦊 ok"
+    ids = tokenizer(text)["input_ids"]
+    found = pieces(tokenizer, ids, [False] * len(ids))
+    assert "".join(piece.text for piece in found) == text
+    assert [i for piece in found for i in piece.ids] == ids
+    half = pieces(tokenizer, ids[:6], [False] * 6)  # ends inside the snowman
+    assert [piece.text for piece in half][-1].startswith("\ufffd")
+
+
+def test_a_comparison_shows_each_completion_with_its_rank_or_pairs(tokenizer) -> None:
+    row = shown_row("comparison", comparison(["a", "b"], [1, 0]), 0, tokenizer, {})
+    assert [text.label for text in row.texts] == ["completion 0, rank 1", "completion 1, rank 0"]
+    record = {"prompt": user("x"), "completions": ["a", "b", "c"], "pairs": [[0, 1], [0, 2]]}
+    row = shown_row("comparison", record, 0, tokenizer, {})
+    assert [text.label for text in row.texts] == [
+        "completion 0, better than 1, 2",
+        "completion 1",
+        "completion 2",
+    ]
+    assert [piece.target for piece in row.texts[0].pieces][-3:] == [False, True, True]  # a <|end|>
+
+
+def test_what_a_row_does_not_show_is_counted(tokenizer) -> None:
+    row = shown_row("text", {"text": "x" * 2000}, 0, tokenizer, {})
+    (text,) = row.texts
+    # begin + 2000 + end
+    assert (text.tokens, text.hidden, len(text.pieces)) == (2002, 2002 - SHOWN_TOKENS, SHOWN_TOKENS)
+
+
+def test_what_the_mix_removed_is_flattened_if_it_says_so() -> None:
+    told = SimpleNamespace(counts=lambda: {"mine": {"too_short": 3, "in_test": 0}})
+    assert list(removed_by(told)) == [("mine.too_short", 3), ("mine.in_test", 0)]  # type: ignore[arg-type]
+    assert list(removed_by(SimpleNamespace())) == []  # type: ignore[arg-type]
+
+
+def write(path: Path, records: list[dict]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_the_command_leaves_a_page_and_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "p.jsonl", [{"prompt": user(f"<i>Question {i}</i>?")} for i in range(40)])
+    write(
+        tmp_path / "c.jsonl",
+        [comparison(["yes", "nooo"], [0, 1], f"Is it {i}?") for i in range(40)],
+    )
+    sources = [f"mix.sources.{n}.path={tmp_path / n}.jsonl" for n in ("p", "c")]
+    found = rlhf_here(
+        f"outputs={tmp_path / 'outputs'}", "task=data", "mix=files", *sources, "data.rows=6"
+    )
+    assert found == {"data/records": 80.0}
+    folder = only(tmp_path / "outputs" / "data")
+    assert sorted(p.name for p in folder.iterdir()) == ["data.json", "report.html"]
+    parts = json.loads((folder / "data.json").read_text())["parts"]
+    assert sum(part["read"] for part in parts if part["kind"] == "comparison") == 40
+    assert all(part["size"] == part["read"] and part["mix_share"] == 1.0 for part in parts)
+    assert all(
+        p["comparisons"]["longer_wins_share"] == 0 for p in parts if p["kind"] == "comparison"
+    )
+    html = (folder / "report.html").read_text()
+    assert html.count('<article class="row">') == 6
+    assert "<i>Question" not in html
+    said = capsys.readouterr().out
+    assert "Comparisons" in said and f"data: {folder / 'report.html'}" in said
+    assert not (tmp_path / "outputs" / "latest").exists()
+
+
+def test_an_endless_source_is_sampled_and_the_page_says_so(tmp_path: Path) -> None:
+    rlhf_here("task=data", f"run_dir={tmp_path / 'here'}", "data.records=12", "data.rows=4")
+    parts = json.loads((tmp_path / "here" / "data.json").read_text())["parts"]
+    assert len(parts) == 12 and all(p["read"] == 12 and p["size"] is None for p in parts)
+    html = (tmp_path / "here" / "report.html").read_text()
+    assert "makes records without end; the numbers are those of the first 12" in html
+
+
+def test_the_seed_draws_the_rows(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", [{"prompt": user(f"Question {i}?")} for i in range(60)])
+    mine = ["mix=files", f"mix.sources.p.path={tmp_path / 'p.jsonl'}", "data.rows=5"]
+
+    def page(name: str, *overrides: str) -> str:
+        rlhf_here("task=data", f"run_dir={tmp_path / name}", *mine, *overrides)
+        html = (tmp_path / name / "report.html").read_text()
+        return html[html.index("Rows as the model") : html.index("Provenance")]
+
+    first = page("a")
+    assert first == page("a")  # the same place again: replaced
+    assert first != page("b", "seed=1")
+
+
+class Leaky:
+    """Held-out prompts of which some are training prompts."""
+
+    kinds = ("prompt",)
+    said: ClassVar = {"train": ["a", "b", "b"], "validation": ["B", "c", "b "], "test": []}
+
+    def size(self, kind: str, split: str) -> int:
+        return len(self.said[split])
+
+    def record(self, kind: str, split: str, index: int) -> dict:
+        return {"prompt": user(self.said[split][index])}
+
+
+def leaky_mix() -> tuple[SimpleNamespace, Any]:
+    root = compose.check(
+        compose.compose(
+            [
+                "mix=files",
+                "mix.sources.x.path=x",
+                "mix.sources.y.path=y",
+                "mix.sources.y.limit=2",
+                "mix.weights.y=3",
+            ]
+        )
+    )
+    return SimpleNamespace(sources={"x": Leaky(), "y": Leaky()}), root
+
+
+def test_shares_limits_and_held_out_prompts_that_training_has_too(tokenizer) -> None:
+    mixture, root = leaky_mix()
+    parts = survey(root, mixture, tokenizer, Stop())  # type: ignore[arg-type]
+    found = {(p.source, p.split): (p.read, p.mix_share, p.prompts_in_train) for p in parts}
+    # x: B and "b " are b; y: the first two of each, train a and b, validation B and c
+    assert found == {
+        ("x", "train"): (3, 0.25, None),
+        ("x", "validation"): (3, 0.25, 2),
+        ("y", "train"): (2, 0.75, None),
+        ("y", "validation"): (2, 0.75, 1),
+    }
+
+
+def test_a_signal_ends_the_reading(tokenizer) -> None:
+    mixture, root = leaky_mix()
+    stop = Stop()
+    stop.requested = 15
+    with pytest.raises(Interrupted):
+        survey(root, mixture, tokenizer, stop)  # type: ignore[arg-type]
+
+
+def test_a_word_piece_tokenizer_keeps_its_spaces() -> None:
+    """One that writes spaces as ▁ drops the first one of what it decodes: pieces are read in context."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<s>": 0, "\u2581the": 1, "\u2581fox": 2, "es": 3}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<s>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    found = pieces(
+        PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>"), [1, 2, 3, 1], [True] * 4
+    )
+    assert [piece.text for piece in found] == ["the", " fox", "es", " the"]
+
+
+def test_the_place_of_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_text("{}")
+    with pytest.raises(UserError, match="run_dir must not be a run of another task"):
+        rlhf_here("task=data", f"run_dir={tmp_path}")
+    with pytest.raises(UserError, match=r"run_dir must be a place that can be written"):
+        rlhf_here("task=data", f"run_dir={tmp_path / 'identity.json' / 'deep'}")
+    with pytest.raises(UserError, match=r"data\.records must be >= 1, got 0"):
+        rlhf_here("task=data", "data.records=0")
