@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,21 +21,19 @@ from rlhf_lightning.config import RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.needs import require_records
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.parents import artifact, missing_parents, state, with_finished_parents
 from rlhf_lightning.plan import Planner, StagePlan, require_model_folder, stage_name
 from rlhf_lightning.runs import (
-    Artifact,
     Run,
     Stop,
     claim,
     graceful_signals,
     mark_latest,
     nearest,
-    resolve_artifact,
     run_hash,
     run_name,
     run_path,
 )
-from rlhf_lightning.runs.search import is_run, read_run
 
 if TYPE_CHECKING:
     from rlhf_lightning.tasks.job import Job
@@ -66,7 +65,7 @@ def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
     folder = Path(root.run_dir) if root.run_dir and root.task == "pipeline" else None
     planner = Planner(root, mixture.identity(), folder)
     plans = planner.pipeline() if root.task == "pipeline" else [planner.stage(root.task)]
-    plans = [plan if _state(plan) == "reused" else _checked(plan, mixture) for plan in plans]
+    plans = [plan if state(plan) == "reused" else _checked(plan, mixture) for plan in plans]
     if root.dry_run:
         return explain(root, plans, overrides)
     with graceful_signals() as stop:
@@ -80,10 +79,10 @@ def explain(
 ) -> dict[str, float]:
     """`dry_run=true`: whether each stage is reused, continued, new or refused; what differs from the nearest run."""
     for plan in plans:
-        for missing in [] if root.task == "pipeline" else _missing_parents(plan):
+        for missing in [] if root.task == "pipeline" else missing_parents(plan):
             print(f"{missing.label:<18} {'missing':<10} {_command(missing, overrides)}")
-        print(f"{plan.label:<18} {_state(plan):<10} {plan.path}")
-        if _state(plan) == "new":
+        print(f"{plan.label:<18} {state(plan):<10} {plan.path}")
+        if state(plan) == "new":
             found = nearest(root.outputs, plan.task, plan.identity)
             if found is not None:
                 run, keys = found
@@ -92,34 +91,20 @@ def explain(
     return {}
 
 
-def _state(plan: StagePlan) -> str:
-    if not is_run(plan.path):
-        return "new"
-    run = read_run(plan.path)
-    if run_hash(run.identity) != run_hash(plan.identity):
-        return "refused"  # run_dir holds another run
-    return "reused" if run.status == "finished" else "continued"
-
-
 def _checked(plan: StagePlan, mixture: Mixture) -> StagePlan:
     """The plan of a stage that will run, its finished parents verified.
 
-    Raises: UserError if the mix lacks what it reads, or a parent's artifact is not as it was written.
+    Raises: UserError if the mix lacks what it reads, a parent is not as it was written, or parents do not fit together.
     """
     require_records(mixture, plan.root, plan.task)
-    there = {
-        role: _artifact(plan.task, role, parent)
-        for role, parent in plan.parents.items()
-        if isinstance(parent, Artifact) or _state(parent) == "reused"
-    }
-    return replace(plan, parents=plan.parents | there)
+    return with_finished_parents(plan)
 
 
 def run_alone(
     plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence[str]
 ) -> dict[str, float]:
     """One stage; its parents must be there."""
-    for parent in _missing_parents(plan):
+    for parent in missing_parents(plan):
         raise UserError(
             f"task={plan.task} needs the run of {parent.label} first, got none that is finished at"
             f" {str(parent.path)!r}; run: {_command(parent, overrides)}"
@@ -130,12 +115,6 @@ def run_alone(
     run = run_stage(plan, mixture, stop, overrides)
     _mark_latest(plan.root.outputs, run.path)
     return run.metrics
-
-
-def _missing_parents(plan: StagePlan) -> list[StagePlan]:
-    """Runs that a single stage starts from and that are not finished."""
-    parents = {p.path: p for p in plan.parents.values() if isinstance(p, StagePlan)}
-    return [parent for parent in parents.values() if _state(parent) != "reused"]
 
 
 def _mark_latest(outputs: str, path: Path) -> None:
@@ -162,7 +141,10 @@ def run_stage(plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence
             return run
         log.info("%s: %s %s", plan.label, "continues" if run.continued else "new,", run.path)
         with _log_file(run.log):
-            run.finish(_do(plan, root, run, mixture, stop))
+            metrics = _do(plan, root, run, mixture, stop)
+            if plan.task == "evaluate":
+                _report(run, root, [plan], {"evaluate": run}, metrics)
+            run.finish(metrics)
     return run
 
 
@@ -171,43 +153,25 @@ def _do(
 ) -> dict[str, float]:
     """The task itself, with its parents verified and its seeds set."""
     start = time.monotonic()
-    parents = {role: _artifact(plan.task, role, parent) for role, parent in plan.parents.items()}
+    parents = {role: artifact(plan, role) for role in plan.parents}
     # everything above answers without torch; from here on weights are loaded
-    from rlhf_lightning.callbacks.log import log_hparams
+    from rlhf_lightning.callbacks.log import closing, log_hparams
     from rlhf_lightning.tasks.job import Job
 
     task = importlib.import_module(f"rlhf_lightning.tasks.{TASK_MODULES[plan.task]}")
     job: Job = Job(plan.task, plan.round, root, run, parents, mixture, stop, build)
     job.seed_everything()
     before = run.duration_s
-    metrics: dict[str, float] = task.run(job)
-    metrics[f"time/{plan.task}_s"] = before + time.monotonic() - start
-    hparams = {
-        plan.task: asdict(getattr(root, plan.task)),
-        "seed": root.seed,
-        "model": root.model.name,
-    }
-    log_hparams(_hparam_loggers(job), hparams, metrics)
+    with closing(job.loggers):
+        metrics: dict[str, float] = task.run(job)
+        metrics[f"time/{plan.task}_s"] = before + time.monotonic() - start
+        hparams = {
+            plan.task: asdict(getattr(root, plan.task)),
+            "seed": root.seed,
+            "model": root.model.name,
+        }
+        log_hparams(job.loggers, hparams, metrics)
     return metrics
-
-
-def _hparam_loggers(job: Job) -> list[Any]:
-    return [
-        job.build(node, save_dir=str(job.run.tensorboard))
-        for node in (job.root.logger or {}).values()
-    ]
-
-
-def _artifact(task: str, role: str, parent: StagePlan | Artifact) -> Artifact:
-    """A parent's verified artifact.
-
-    Raises: UserError with the key that would name another one.
-    """
-    if isinstance(parent, Artifact):
-        return parent
-    name = {"init": "init.policy", "policy": "init.policy", "reward": "init.reward"}.get(role, role)
-    key = f"{task}.{role if task == 'evaluate' else name}"
-    return resolve_artifact(parent.path, stages=(parent.task,), key=key)
 
 
 @contextmanager
@@ -285,14 +249,25 @@ def run_pipeline(
             if _place(plan) == stage_name(plan.task, plan.round)
             for k, v in stages[_place(plan)].metrics.items()
         }
-        from rlhf_lightning.tasks.report import write_pipeline_report
-
-        finite = {name: value for name, value in metrics.items() if value is not None}
-        write_pipeline_report(run, root, plans, stages, finite)
+        _report(run, root, plans, stages, metrics)
         run.finish(metrics)
     _mark_latest(root.outputs, run.path)
     log.info("pipeline: finished, %s", run.report)
     return metrics
+
+
+def _report(
+    run: Run,
+    root: RootConfig,
+    plans: Sequence[StagePlan],
+    stages: Mapping[str, Run],
+    metrics: Mapping[str, float | None],
+) -> None:
+    """report.html, without the numbers that are not finite."""
+    from rlhf_lightning.tasks.report import write_run_report
+
+    finite = {name: v for name, v in metrics.items() if v is not None and math.isfinite(v)}
+    write_run_report(run, root, plans, stages, finite)
 
 
 def _place(plan: StagePlan) -> str:

@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from rlhf_lightning.errors import RunFailed, UserError
 from tests.harness import only, rlhf, rlhf_here, start, wait_for
 
-LIMIT_S = 20.0
-"""Ten on a quiet machine."""
+LIMIT_S = 10.0
+"""In which every mistake is answered."""
 
 USER = {"role": "user", "content": "What does the fox eat?"}
 GOOD = {
@@ -27,11 +29,23 @@ GOOD = {
 
 def refused(tmp_path: Path, *overrides: str) -> str:
     """The line that the command answers; it leaves no trace."""
-    before = set(tmp_path.rglob("*"))
+    before, begun = set(tmp_path.rglob("*")), time.monotonic()
     with pytest.raises(UserError) as caught:
         rlhf_here(f"outputs={tmp_path / 'outputs'}", *overrides)
+    assert time.monotonic() - begun < LIMIT_S
     assert set(tmp_path.rglob("*")) == before
     return " ".join(str(caught.value).split())
+
+
+def refused_by_command(tmp_path: Path, *overrides: str) -> str:
+    """The same of a process of its own, from its start to its end: exit code 2 and one line."""
+    before, begun = set(tmp_path.rglob("*")), time.monotonic()
+    done = rlhf(tmp_path, *overrides)
+    assert time.monotonic() - begun < LIMIT_S
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert set(tmp_path.rglob("*")) == before
+    return done.stderr.removeprefix("error: ").rstrip()
 
 
 def mine(tmp_path: Path, *lines: str) -> list[str]:
@@ -151,6 +165,71 @@ def test_a_tokenizer_that_does_not_match(tmp_path: Path, pipeline_outputs: Path,
         assert line.endswith("must hold a tokenizer, got no tokenizer.json")
 
 
+def other_tokens(outputs: Path, task: str, folder: Path) -> Path:
+    """A model of other making whose tokens are not those of our runs."""
+    shutil.copytree(artifact(outputs, task), folder)
+    (folder / "manifest.json").unlink()
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    return folder
+
+
+def given(outputs: Path, reward: Path) -> list[str]:
+    return [
+        f"ppo.init.policy={artifact(outputs, 'sft')}",
+        f"ppo.init.reward={reward}",
+    ]
+
+
+@pytest.mark.parametrize("task", ["ppo", "pipeline"])
+def test_a_reward_model_of_other_tokens_is_found_before_a_pipeline_begins(
+    tmp_path: Path, pipeline_outputs: Path, task: str
+) -> None:
+    other = other_tokens(pipeline_outputs, "reward", tmp_path / "other")
+    outputs = tmp_path / "outputs"
+    for name in ("pretrain", "sft", "reward"):
+        shutil.copytree(pipeline_outputs / name, outputs / name)
+    # the policy is the finished SFT run of the same command line
+    line = refused(tmp_path, f"task={task}", f"ppo.init.reward={other}")
+    assert line.startswith(f"ppo.init.reward must have the tokenizer of the policy '{outputs}/sft/")
+    assert line.endswith(f"got '{other}' with another one")
+
+
+def test_of_two_models_the_one_that_was_named_is_blamed(
+    tmp_path: Path, pipeline_outputs: Path
+) -> None:
+    other = other_tokens(pipeline_outputs, "sft", tmp_path / "other")
+    outputs = tmp_path / "outputs"
+    for name in ("pretrain", "sft", "reward"):
+        shutil.copytree(pipeline_outputs / name, outputs / name)
+    line = refused(tmp_path, "task=ppo", f"ppo.init.policy={other}")
+    assert line.startswith("ppo.init.policy must have the tokenizer of the reward model ")
+    line = refused(tmp_path, "task=evaluate", f"evaluate.models={{sft: null, mine: {other}}}")
+    assert line.startswith("evaluate.models.mine must have the tokenizer of base ")
+
+
+@pytest.mark.parametrize(("key", "blamed"), [("evaluate", "evaluate"), ("ppo.init", "ppo.init")])
+def test_an_evaluation_names_the_key_its_reward_model_came_from(
+    tmp_path: Path, pipeline_outputs: Path, key: str, blamed: str
+) -> None:
+    other = other_tokens(pipeline_outputs, "reward", tmp_path / "other")
+    sft = artifact(pipeline_outputs, "sft")
+    models = f"evaluate.models={{sft: {sft}}}"
+    line = refused(
+        tmp_path, "task=evaluate", models, "evaluate.reference=sft", f"{key}.reward={other}"
+    )
+    assert line.startswith(f"{blamed}.reward must have the tokenizer of sft '{sft}', got '{other}'")
+
+
+def test_a_run_that_is_not_there_yet_has_the_tokens_it_will_start_from(
+    tmp_path: Path, pipeline_outputs: Path
+) -> None:
+    # SFT, whose weights are still to come, keeps the tokenizer of what it starts from
+    other = other_tokens(pipeline_outputs, "reward", tmp_path / "other")
+    start = artifact(pipeline_outputs, "pretrain")
+    line = refused(tmp_path, f"sft.init.policy={start}", f"ppo.init.reward={other}")
+    assert line.startswith(f"ppo.init.reward must have the tokenizer of the policy '{start}'")
+
+
 # ---- data
 
 
@@ -221,14 +300,19 @@ def test_the_command_answers_with_one_line_soon_and_exit_code_2(
 ) -> None:
     data = mine(tmp_path, json.dumps(GOOD["demonstration"]), "oops")
     init = f"sft.init.policy={artifact(pipeline_outputs, 'pretrain')}"
-    before = set(tmp_path.rglob("*"))
-    begun = time.monotonic()
-    done = rlhf(tmp_path, "task=sft", init, *data)
-    assert time.monotonic() - begun < LIMIT_S
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path}/rows.jsonl:2: must be one JSON object")
-    assert done.stderr.count("\n") == 1
-    assert set(tmp_path.rglob("*")) == before
+    line = refused_by_command(tmp_path, "task=sft", init, *data)
+    assert line.startswith(f"{tmp_path}/rows.jsonl:2: must be one JSON object")
+
+
+def test_the_command_compares_tokenizers_before_it_does_anything(
+    tmp_path: Path, pipeline_outputs: Path
+) -> None:
+    other = other_tokens(pipeline_outputs, "reward", tmp_path / "other")
+    # before the pretraining, on which nothing depends here but time
+    line = refused_by_command(
+        tmp_path, f"outputs={tmp_path / 'new'}", *given(pipeline_outputs, other)
+    )
+    assert line.startswith("ppo.init.reward must have the tokenizer of the policy ")
 
 
 def test_a_place_of_the_users_that_another_live_process_owns(
@@ -251,16 +335,33 @@ def test_a_place_of_the_users_that_another_live_process_owns(
         process.communicate()
 
 
+@pytest.mark.parametrize(("task", "parent"), [("sft", "pretrain"), ("reward", "sft")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
-    tmp_path: Path, pipeline_outputs: Path
+    tmp_path: Path, pipeline_outputs: Path, task: str, parent: str
 ) -> None:
-    init = f"sft.init.policy={artifact(pipeline_outputs, 'pretrain')}"
-    broken = ["sft.optimizer.lr=1e30", "sft.checkpoint_every=1", "sft.eval_every=100"]
-    with pytest.raises(RunFailed, match=r"^sft: step 1: the gradient norm is nan"):
-        rlhf_here(f"outputs={tmp_path}", "task=sft", init, *broken)
-    run = only(tmp_path / "sft")
+    init = f"{task}.init.policy={artifact(pipeline_outputs, parent)}"
+    broken = [f"{task}.optimizer.lr=1e30", f"{task}.checkpoint_every=1", f"{task}.eval_every=100"]
+    with pytest.raises(RunFailed, match=rf"^{task}: step 1: the gradient norm is nan"):
+        rlhf_here(f"outputs={tmp_path}", f"task={task}", init, *broken)
+    run = only(tmp_path / task)
     found = json.loads((run / "metrics.json").read_text())
     assert found["status"] == "failed"
     assert "step 1" in found["reason"]
-    assert any((run / "checkpoints").iterdir())
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert not (run / "artifact").exists()
+
+
+def test_a_score_that_is_not_a_number_stops_ppo_before_it_learns_from_it(
+    tmp_path: Path, pipeline_outputs: Path
+) -> None:
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(artifact(pipeline_outputs, "reward"), poisoned)
+    (poisoned / "manifest.json").unlink()
+    weights = load_file(poisoned / "model.safetensors")
+    weights["score.weight"] = torch.full_like(weights["score.weight"], float("nan"))
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunFailed, match=r"^ppo: iteration 0: the score is nan"):
+        rlhf_here(f"outputs={tmp_path}", "task=ppo", *given(pipeline_outputs, poisoned))
+    run = only(tmp_path / "ppo")
+    assert json.loads((run / "metrics.json").read_text())["status"] == "failed"
     assert not (run / "artifact").exists()

@@ -29,11 +29,12 @@ OURS = {
     "offline_model": CORE,
     "plan": CORE | {"model_identity", "runs"},
     "model_identity": CORE | {"offline_model", "runs"},
+    "parents": CORE | {"data.tokenizer", "plan", "runs"},
     "tasks": CORE
     | {"batches", "callbacks", "data", "evaluation", "functional", "models"}
     | {"plan", "rewards", "runs", "stages"},
     "tasks/report.py": {"compose.defaults_diff"},
-    "pipeline": CORE | {"callbacks.log", "compose", "data", "plan", "runs", "tasks"},
+    "pipeline": CORE | {"callbacks.log", "compose", "data", "parents", "plan", "runs", "tasks"},
     "signatures": CORE,
     "binding": CORE | {"rewards.functions", "signatures"},
     "compose": CORE | {"binding", "compose_errors", "offline_model"},
@@ -55,7 +56,7 @@ LIGHTNING = {
     "tasks/report.py",  # its version
 }
 LIGHTNING_PARTS = ("callbacks", "strategies")
-NO_TORCH = ("config", "errors", "runs", "plan", "pipeline", "signatures", "binding")
+NO_TORCH = ("config", "errors", "runs", "plan", "parents", "pipeline", "signatures", "binding")
 NO_TORCH += ("model_identity", "compose", "compose_errors", "__main__", "__init__")
 """Config errors, `dry_run=true` and `task=runs` answer without it."""
 

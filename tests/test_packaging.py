@@ -81,6 +81,62 @@ def test_the_wheel_holds_real_files_and_nothing_else(installed: Path) -> None:
     assert {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")} <= shipped
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel and its locked dependencies, and nothing of this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    # with build isolation: nothing but what pyproject.toml names may be needed
+    build = ["wheel", ".", "--no-deps", "-q", "-w", str(folder)]
+    pip(sys.executable, *build)
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True, timeout=300)
+    (wheel,) = folder.glob("*.whl")
+    pip(str(folder / "venv/bin/python"), "install", "-q", "-c", "constraints.txt", str(wheel))
+    return folder / "venv"
+
+
+def pip(python: str, *args: str) -> None:
+    """pip from the checkout; the test is skipped where no package index answers."""
+    command = [python, "-m", "pip", "--disable-pip-version-check", *args]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False
+    )
+    offline = ("Failed to establish a new connection", "Temporary failure in name resolution")
+    if done.returncode and any(reason in done.stderr for reason in offline):
+        pytest.skip(f"pip reaches no package index: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_wheel_works_in_an_environment_of_its_own(environment: Path, tmp_path: Path) -> None:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HYDRA"))}
+
+    def said(*args: str) -> str:
+        done = subprocess.run(
+            [str(environment / "bin/rlhf"), *args],
+            cwd=tmp_path,
+            env={**kept, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "sweeps: kl" in said("--help")
+    # before the run: nothing is there to be reused
+    plans = said("-m", "seed=0,1", "experiment=debug", "dry_run=true")
+    assert plans.count("evaluate           new") == 2
+    sweep = said("sweeps=kl", "experiment=debug", "dry_run=true")
+    assert sweep.count("evaluate           new") >= 4
+    assert list(tmp_path.iterdir()) == []
+    said("experiment=debug")
+    report = (tmp_path / "outputs/latest/report.html").read_text()
+    assert "<style>" in report and "ppo" in report  # template and style sheet are in the wheel
+    assert said("experiment=debug", "dry_run=true").count(" reused ") == 5
+
+
 def test_constraints_are_exact_and_exclude_the_malware() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     locked = dict(line.split("==") for line in lines if line and not line.startswith("#"))

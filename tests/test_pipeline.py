@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from rlhf_lightning import compose
 from rlhf_lightning.errors import UserError
 from tests.harness import only, rlhf, rlhf_here, start
 
@@ -44,6 +47,7 @@ def test_a_pipeline_leaves_every_promised_metric_and_file(pipeline_outputs: Path
         "artifact/README.md",
     ):
         assert (run / "round-1/ppo" / name).exists(), name
+    assert (run / "evaluate" / "report.html").is_file()
     report = (run / "report.html").read_text()
     assert "model.name" in report  # the settings that differ from the default
     assert "http://" not in report.replace("http://www.w3.org", "") and "<script src" not in report
@@ -66,6 +70,55 @@ def test_tensorboard_holds_the_scalars_the_tables_and_the_heat_strips(
     assert any("samples" in tag for tag in tags["tensors"])
     assert any("tokens" in tag for tag in tags["images"])
     assert "score_over_kl" in tags["images"]
+
+
+def test_an_evaluation_alone_has_its_page_too(pipeline_outputs: Path, tmp_path: Path) -> None:
+    runs = [only_first(pipeline_outputs / t) for t in ("pretrain", "sft", "ppo", "reward")]
+    base, sft, ppo, reward = runs
+    metrics = rlhf_here(
+        f"outputs={tmp_path}",
+        "task=evaluate",
+        f"evaluate.models={{base: {base}, sft: {sft}, ppo: {ppo}}}",
+        f"evaluate.reward={reward}",
+    )
+    run = only(tmp_path / "evaluate")
+    report = (run / "report.html").read_text()
+    assert "What each model says to the same held-out prompts" in report
+    assert "Who wins" in report and "<b>ppo</b> against sft" in report
+    assert f"{metrics['ppo/gold_score']:.3f}" in report
+    # its own row: 16 prompts of experiment=debug, and how long it took
+    assert re.search(r"<b>evaluate</b>.*\s+.*>16</td>.*\d+ s</td>", report)
+    assert (tmp_path / "latest").resolve() == run.resolve()
+
+
+def only_first(folder: Path) -> Path:
+    """The pipeline's own run; other tests may have added runs since."""
+    return min(folder.iterdir(), key=lambda run: (run / "identity.json").stat().st_mtime_ns)
+
+
+def test_a_runs_loggers_are_made_once_and_named_after_it(tmp_path: Path) -> None:
+    from rlhf_lightning.tasks.job import Job
+
+    made: list[dict] = []
+
+    def build(node: dict, **given: str) -> object:
+        made.append(given)
+        return object()
+
+    root = compose.check(compose.compose(["logger=wandb"]))
+    run = SimpleNamespace(path=tmp_path / "nano-demo-s0-abc", tensorboard=tmp_path / "board")
+    job = Job("ppo", 1, root, run, {}, None, None, build)  # type: ignore[arg-type]
+    assert job.loggers is job.loggers
+    board = {"save_dir": str(tmp_path / "board")}
+    # TensorBoard's name is a folder and given; the other one is null and becomes the run's
+    assert made == [board, board | {"name": "ppo-nano-demo-s0-abc"}]
+
+    def missing(node: dict, **given: str) -> object:
+        raise ModuleNotFoundError("No module named 'wandb'")
+
+    job = Job("ppo", 1, root, run, {}, None, None, missing)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^logger\.tensorboard must have its package installed"):
+        job.loggers  # noqa: B018
 
 
 def test_the_same_command_again_does_nothing(pipeline_outputs: Path) -> None:

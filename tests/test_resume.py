@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import rlhf_here, start, wait_for
+from tests.harness import only, rlhf_here, start, wait_for
 
 PPO = [
     "task=ppo",
@@ -68,16 +68,18 @@ def test_ppo_killed_at_three_moments_ends_in_the_same_weights(
     assert strip[0] == strip[1]
 
 
+SIGNALLED = {
+    "sft": ["sft.examples=640", "sft.checkpoint_every=100"],
+    "ppo": ["ppo.iterations=9", "ppo.checkpoint_every=100", "ppo.eval_every=100"],
+}
+
+
+@pytest.mark.parametrize("task", ["sft", "ppo"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_checkpoints_first_and_the_same_command_goes_on(
-    pipeline_outputs: Path, tmp_path: Path, signum: signal.Signals, code: int
+    pipeline_outputs: Path, tmp_path: Path, signum: signal.Signals, code: int, task: str
 ) -> None:
-    command = [
-        f"outputs={pipeline_outputs}",
-        "task=sft",
-        "sft.examples=640",
-        "sft.checkpoint_every=100",
-    ]
+    command = [f"outputs={pipeline_outputs}", f"task={task}", *SIGNALLED[task]]
     run = tmp_path / "run"
     process = start(tmp_path, *command, f"run_dir={run}")
     wait_for(lambda: rows(run) >= 3, process)
@@ -86,6 +88,7 @@ def test_a_signal_checkpoints_first_and_the_same_command_goes_on(
     assert process.returncode == code, out + err
     assert json.loads((run / "metrics.json").read_text())["status"] == "interrupted"
     assert (run / "checkpoints" / "last.ckpt").is_file()  # though checkpoint_every is out of reach
+    assert not (run / "artifact").exists()
     rlhf_here(*command, f"run_dir={run}")
     straight = tmp_path / "straight"
     rlhf_here(*command, f"run_dir={straight}")
@@ -112,24 +115,51 @@ def test_the_other_stages_resume_to_the_bit_too(
     assert weights(run) == weights(straight)
 
 
-def test_a_loss_that_is_nan_stops_keeps_the_checkpoint_and_says_where(
+def test_a_policy_that_breaks_stops_ppo_keeps_the_checkpoint_and_says_where(
     pipeline_outputs: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(
-        tmp_path,
-        f"outputs={pipeline_outputs}",
-        "task=sft",
-        "sft.optimizer.lr=1e30",
-        f"run_dir={run}",
-        "sft.checkpoint_every=1",
-        "sft.examples=640",
-        "schedule@sft.schedule=constant",
-        "sft.schedule.final_fraction=1",
-    )
+    # one step an iteration: the first leaves weights of 1e30, the second iteration's loss is not a number
+    broken = ["ppo.optimizer.lr=1e30", "ppo.epochs=1", "ppo.minibatch_size=16"]
+    command = [f"outputs={pipeline_outputs}", "task=ppo", *broken, "ppo.checkpoint_every=1"]
+    process = start(tmp_path, *command, f"run_dir={run}")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 1, out + err
-    assert "sft: step" in err and "Traceback" not in err
+    line = "ppo: iteration 1: the loss is nan; the last good checkpoint is kept"
+    assert err.splitlines()[-1] == f"error: {line}" and "Traceback" not in err
     found = json.loads((run / "metrics.json").read_text())
-    assert found["status"] == "failed" and "sft: step" in found["reason"]
-    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert found["status"] == "failed" and found["reason"] == line
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert not (run / "artifact").exists()
+
+
+def pipeline_metrics(outputs: Path) -> dict[str, float]:
+    """Of the first pipeline there (tests that share it may have added more), without what a clock says."""
+    runs = (outputs / "pipeline").iterdir()
+    run = min(runs, key=lambda run: (run / "identity.json").stat().st_mtime_ns)
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["status"] == "finished"
+    return {name: v for name, v in found["metrics"].items() if not name.startswith("time/")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_whole_pipeline_killed_at_three_moments_ends_in_the_same_metrics(
+    pipeline_outputs: Path, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+
+    def training(task: str) -> bool:
+        runs = list((outputs / task).glob("*")) if (outputs / task).is_dir() else []
+        return any(rows(run) >= 1 for run in runs)
+
+    # while SFT trains, while the reward model does, and while PPO does
+    for task in ("sft", "reward", "ppo"):
+        process = start(tmp_path)
+        wait_for(lambda task=task: training(task), process, timeout=600)
+        process.kill()
+        process.communicate()
+        run = only(outputs / task)
+        assert json.loads((run / "metrics.json").read_text())["status"] == "running"
+    finished(start(tmp_path))
+    assert pipeline_metrics(outputs) == pipeline_metrics(pipeline_outputs)

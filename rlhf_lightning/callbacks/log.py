@@ -7,7 +7,8 @@ call `log_metrics(module, {...}, step=iteration)` and use one axis for all their
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -41,15 +42,34 @@ def drop_after(trainer: pl.Trainer, step: int) -> None:
 def log_hparams(
     loggers: Iterable[Logger], config: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> None:
-    """Put the flattened config beside a run's final numbers into TensorBoard's HPARAMS page.
+    """Put the flattened config beside a run's final numbers: TensorBoard's HPARAMS page, and what others have for it.
 
-    Call it once, when the numbers are final; the page takes finite numbers only.
+    Call it once, when the numbers are final; only finite ones are sent.
     """
     finite = {f"final/{name}": value for name, value in metrics.items() if math.isfinite(value)}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(flatten(config), finite or {"final/none": 0.0})
             logger.experiment.flush()
+        else:
+            logger.log_hyperparams(flatten(config))  # type: ignore[call-arg]
+            logger.log_metrics(finite)
+
+
+@contextmanager
+def closing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """End what loggers keep open for the process: Weights & Biases would go on with the same run in the next stage."""
+    status = "failed"
+    try:
+        yield
+        status = "success"
+    finally:
+        for logger in loggers:
+            logger.finalize(status)
+            # by `experiment` a run would be made for a stage that logged nothing
+            finish = getattr(getattr(logger, "_experiment", None), "finish", None)
+            if callable(finish):
+                finish(exit_code=int(status != "success"))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

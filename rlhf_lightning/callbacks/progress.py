@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,6 +32,9 @@ NUMBERS: dict[str, dict[str, str]] = {
 
 LINES = 10
 """Plain lines of one run where stdout is not a terminal."""
+
+LINE_EVERY_S = 5.0
+"""Least time between two plain lines of work that has no numbers to show."""
 
 
 class StageProgress(ProgressBar):
@@ -70,15 +74,7 @@ class StageProgress(ProgressBar):
         done, total = _batches(trainer)
         self._tenth = LINES * done // total if total else 0
         if self._enabled and self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-                refresh_per_second=4,
-            )
+            self._bar = _bar(self.console)
             self._bar.add_task(self.stage, total=total, completed=done, numbers="")
             self._bar.start()
 
@@ -98,8 +94,7 @@ class StageProgress(ProgressBar):
         elif total and LINES * done // total > self._tenth:
             self._tenth = LINES * done // total
             seconds = time.monotonic() - self._started
-            line = f"{self.stage:<8} {done:>{len(str(total))}}/{total}  {seconds:4.0f} s  {self._text()}"
-            self.console.print(line.rstrip(), soft_wrap=True, markup=False)
+            _print_line(self.console, self.stage, done, total, seconds, self._text())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -120,6 +115,59 @@ class StageProgress(ProgressBar):
     def _text(self) -> str:
         shown = [(label, self._latest[label]) for label in self.numbers if label in self._latest]
         return "  ".join(f"{label} {_short(value)}" for label, value in shown)
+
+
+@contextmanager
+def counted(
+    label: str, total: int, console: Console | None = None, *, every_s: float = LINE_EVERY_S
+) -> Iterator[Callable[[int], None]]:
+    """Progress of work without a Trainer: `with counted("evaluate", 500) as done: ...; done(32)`.
+
+    A bar on a terminal; elsewhere a plain line where another tenth is done, but none sooner than `every_s` seconds
+    after the start or the last line: work that is soon over prints nothing.
+    """
+    console = console or Console(highlight=False)
+    start = last = time.monotonic()
+    reached = tenth = 0
+    bar = _bar(console) if console.is_terminal and total else None
+    if bar is not None:
+        bar.add_task(label, total=total, numbers="")
+        bar.start()
+
+    def done(count: int) -> None:
+        nonlocal reached, tenth, last
+        reached += count
+        now = time.monotonic()
+        if bar is not None:
+            bar.update(bar.task_ids[0], completed=reached)
+        elif total and LINES * reached // total > tenth and now - last >= every_s:
+            tenth, last = LINES * reached // total, now
+            _print_line(console, label, reached, total, now - start)
+
+    try:
+        yield done
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+        console=console,
+        refresh_per_second=4,
+    )
+
+
+def _print_line(
+    console: Console, label: str, done: int, total: int, seconds: float, numbers: str = ""
+) -> None:
+    line = f"{label:<8} {done:>{len(str(total))}}/{total}  {seconds:4.0f} s  {numbers}"
+    console.print(line.rstrip(), soft_wrap=True, markup=False)
 
 
 def _batches(trainer: pl.Trainer) -> tuple[int, int | None]:

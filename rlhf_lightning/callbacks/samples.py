@@ -10,6 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from rlhf_lightning.callbacks.showing import show_figure, show_table, shows_figures
+
 COLUMNS = ("prompt", "response", "score", "gold", "kl_k1")
 TOKEN_ROWS = ("kl_k1", "value", "advantage")
 
@@ -23,7 +25,7 @@ class SampleTables(pl.Callback):
         token_kl_k1, token_value, token_advantage   one number for each token
 
     of which all but the first two may be absent. The x axis is `pl_module.log_step` (else Lightning's global step).
-    Each logger gets what it can show: `experiment.add_text` and `add_figure` (TensorBoard); others are passed over.
+    Each logger gets what it can show (see `showing`); one that can show neither is passed over.
     """
 
     def __init__(self, path: Path | str, figures: int = 8) -> None:
@@ -38,14 +40,15 @@ class SampleTables(pl.Callback):
             return
         step = int(getattr(pl_module, "log_step", trainer.global_step))
         self._append(rows, step)
-        experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-        writers = [writer for writer in experiments if hasattr(writer, "add_text")]
-        for writer in writers:
-            writer.add_text("samples", markdown_table(rows), step)
+        show_table(trainer.loggers, "samples", COLUMNS, rows, step)
+        artists = [logger for logger in trainer.loggers if shows_figures(logger)]
         for number, row in enumerate(rows[: self.figures]):
             strips = token_rows(row)
-            if strips and writers:
-                self._figure(writers, row["tokens"], strips, number, step)
+            if strips and artists:
+                from rlhf_lightning.evaluation.figures import heat_strip
+
+                strip = heat_strip(row["tokens"], strips)
+                show_figure(artists, f"tokens/prompt_{number}", strip, step)
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
@@ -66,39 +69,7 @@ class SampleTables(pl.Callback):
                 json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows
             )
 
-    @staticmethod
-    def _figure(
-        writers: list[Any],
-        tokens: list[str],
-        strips: dict[str, list[float]],
-        number: int,
-        step: int,
-    ) -> None:
-        from rlhf_lightning.evaluation.figures import heat_strip
-
-        figure = heat_strip(tokens, strips)
-        for writer in writers:
-            # close=False: the figure is not one of pyplot's
-            writer.add_figure(f"tokens/prompt_{number}", figure, step, close=False)
-
 
 def token_rows(row: dict[str, Any]) -> dict[str, list[float]]:
     """The per-token numbers that a sample has."""
     return {name: row[f"token_{name}"] for name in TOKEN_ROWS if row.get(f"token_{name}")}
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The samples as a Markdown table."""
-    columns = [name for name in COLUMNS if any(name in row for row in rows)]
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    escaped = str(value).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-    return escaped.replace("\n", "<br>")

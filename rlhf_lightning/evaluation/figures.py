@@ -33,9 +33,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     "sft": (Panel("Loss, nats per token", {"training": "train/loss", "held out": "val/loss"}),),
     "reward": (
         Panel("Loss", {"training": "train/loss", "held out": "val/loss"}),
-        Panel(
-            "Held-out accuracy", {"labelers": "val/pairwise_accuracy", "gold": "val/gold_accuracy"}
-        ),
+        Panel("Held-out accuracy", {"labelers": "val/pairwise_accuracy"}),
     ),
     "ppo": (
         Panel("Reward-model score", {"rollouts": "rollout/score", "held out": "val/score"}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from rlhf_lightning.callbacks.progress import counted
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.data.batching import Prompt, first_prompts
 from rlhf_lightning.data.collate import collate_prompts
@@ -78,10 +79,11 @@ def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
     policy = placed(frozen(policy), device_of(job))
     rng = random.Random(job.seed(f"completions of {split}"))
     sizes = [rng.randint(hp.min_completions, hp.max_completions) for _ in prompts]
-    texts = _completions(job, policy, tokenizer, prompts, sizes, split)
-    for prompt, size in zip(prompts, sizes, strict=True):
-        completions = [next(texts) for _ in range(size)]
-        yield _ranked(job, prompt, completions, split)
+    with counted(f"reward: completions for {split}", sum(sizes)) as done:
+        texts = _completions(job, policy, tokenizer, prompts, sizes, split, done)
+        for prompt, size in zip(prompts, sizes, strict=True):
+            completions = [next(texts) for _ in range(size)]
+            yield _ranked(job, prompt, completions, split)
 
 
 def _completions(
@@ -91,6 +93,7 @@ def _completions(
     prompts: Sequence[Prompt],
     sizes: Sequence[int],
     split: str,
+    done: Callable[[int], None],
 ) -> Iterator[str]:
     """Texts in order: `sizes[0]` of the first prompt, `sizes[1]` of the second, ..."""
     rows, generator = job.root.reward.rollout_batch_size, job.generator(f"sampling of {split}")
@@ -106,6 +109,7 @@ def _completions(
             spoken = _speak(job, policy, tokenizer, [window[i] for i in chosen], generator)
             for i, text in zip(chosen, spoken, strict=True):
                 texts[i] = text
+            done(len(chosen))
         yield from texts
 
 

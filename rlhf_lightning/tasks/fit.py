@@ -52,7 +52,7 @@ def fit(
     trainer = Trainer(
         **(job.root.trainer or {}),
         max_epochs=1,
-        logger=_loggers(job),
+        logger=[MetricsCSV(job.run.metrics_csv), *job.loggers],
         callbacks=_callbacks(job, checkpoint_every),
         val_check_interval=min(validate_every, max(len(data.train), 1)),
         num_sanity_val_steps=0,
@@ -73,14 +73,6 @@ def fit(
         if count and ("too_long" in name or "dropped" in name):
             job.say(f"{count} {name.replace('_', ' ')}")
     return trainer
-
-
-def _loggers(job: Job) -> list[Any]:
-    configured = [
-        job.build(node, save_dir=str(job.run.tensorboard))
-        for node in (job.root.logger or {}).values()
-    ]
-    return [MetricsCSV(job.run.metrics_csv), *configured]
 
 
 def _callbacks(job: Job, checkpoint_every: int) -> list[Any]:

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,24 @@ class Job:
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - other people's code draws from it
         torch.manual_seed(seed)
+
+    @cached_property
+    def loggers(self) -> list[Any]:
+        """The configured loggers, made once a run; a name that is null becomes the run's.
+
+        Raises: UserError if a logger's package is not installed.
+        """
+        made = []
+        own = f"{self.task}-{self.run.path.name}"
+        for key, node in (self.root.logger or {}).items():
+            name = {"name": own} if node.get("name", "") is None else {}
+            try:
+                made.append(self.build(node, save_dir=str(self.run.tensorboard), **name))
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"logger.{key} must have its package installed, got: {error}"
+                ) from error
+        return made
 
     def optimizer(
         self, node: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""report.html of a pipeline: what a person would look at."""
+"""report.html of a pipeline, or of an evaluation alone: what a person would look at."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ from rlhf_lightning.plan import StagePlan
 from rlhf_lightning.runs import Run, run_hash
 from rlhf_lightning.runs.files import git_commit
 
+PIPELINE = (
+    "Pretraining, supervised fine-tuning, a reward model from ranked completions, PPO against it."
+)
+EVALUATION = "What each model says to the same held-out prompts, and how it is judged."
 NOT_SHOWN = ("run_dir", "outputs", "task", "dry_run")
 
 
-def write_pipeline_report(
+def write_run_report(
     run: Run,
     root: RootConfig,
     plans: Sequence[StagePlan],
     stages: Mapping[str, Run],
     metrics: Mapping[str, float],
 ) -> Path:
-    """Write the page from what the stages left on disk."""
+    """Write the page from what the stages left on disk; `metrics` are those of `run`."""
     models = list(root.evaluate.models)
     changes = [
         ConfigChange(key, default, value)
@@ -42,8 +46,12 @@ def write_pipeline_report(
     ]
     data = ReportData(
         title=f"{root.model.name} on {root.mix.name}, seed {root.seed}",
-        subtitle="Pretraining, supervised fine-tuning, a reward model from ranked completions, PPO against it.",
-        stages=[_row(plan, stages[place]) for plan, place in zip(plans, stages, strict=True)],
+        subtitle=PIPELINE if len(plans) > 1 else EVALUATION,
+        stages=[
+            # what is about to finish has no metrics on disk yet
+            _row(plan, metrics if stages[place] is run else stages[place].metrics)
+            for plan, place in zip(plans, stages, strict=True)
+        ],
         models=models,
         metrics=metrics,
         figures=_figures(stages, metrics, models),
@@ -54,8 +62,8 @@ def write_pipeline_report(
     return write_report(run.report, data)
 
 
-def _row(plan: StagePlan, run: Run) -> StageRow:
-    found, stage = run.metrics, plan.task
+def _row(plan: StagePlan, found: Mapping[str, float]) -> StageRow:
+    stage = plan.task
     get = lambda name: found.get(f"{stage}/{name}")  # noqa: E731
     counts = {
         "pretrain": ("documents of raw text", get("examples")),
@@ -72,7 +80,6 @@ def _row(plan: StagePlan, run: Run) -> StageRow:
         examples=_whole(count),
         tokens=_whole(get("tokens")),
         duration_s=found.get(f"time/{stage}_s"),
-        status=str(run.status),
     )
 
 

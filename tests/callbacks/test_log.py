@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.callbacks.checkpointing import Checkpointing, find_checkpoint
-from rlhf_lightning.callbacks.log import flatten, log_hparams, log_metrics
+from rlhf_lightning.callbacks.log import closing, flatten, log_hparams, log_metrics
 from rlhf_lightning.callbacks.samples import SampleTables
 from tests.callbacks.toy import Rows, Toy, trainer
 
@@ -87,3 +89,45 @@ def test_tensors_are_accepted_as_numbers(tmp_path: Path) -> None:
 
     log_metrics(Module(), {"a": torch.tensor(2.0)}, 1)  # type: ignore[arg-type]
     assert Module.trainer.callbacks[0].seen == {"a": 2.0}
+
+
+class Run:
+    """What Weights & Biases keeps open for the process."""
+
+    ended_with: int | None = None
+
+    def finish(self, exit_code: int) -> None:
+        self.ended_with = exit_code
+
+
+class Board(CSVLogger):
+    _experiment: Any
+
+
+@pytest.mark.parametrize(("fails", "code"), [(False, 0), (True, 1)])
+def test_what_a_logger_keeps_open_ends_with_the_stage(
+    tmp_path: Path, fails: bool, code: int
+) -> None:
+    used, unused = Board(tmp_path), Board(tmp_path)
+    used._experiment, unused._experiment = run, _ = Run(), None
+    used.finalize = unused.finalize = lambda status: None  # type: ignore[method-assign]
+    with suppress(RuntimeError), closing([used, unused]):
+        assert run.ended_with is None
+        if fails:
+            raise RuntimeError("killed")
+    assert run.ended_with == code
+    assert unused._experiment is None  # no run is made only to be ended
+
+
+def test_any_logger_gets_the_config_and_the_finite_final_numbers() -> None:
+    class Recorder(CSVLogger):
+        def log_hyperparams(self, params: Any = None) -> None:
+            self.params = params
+
+        def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+            self.numbers = metrics
+
+    board = Recorder("")
+    log_hparams([board], {"ppo": {"kl_coef": 0.05}}, {"ppo/gold_score": 0.8, "odd": float("nan")})
+    assert board.params == {"ppo.kl_coef": 0.05}
+    assert board.numbers == {"final/ppo/gold_score": 0.8}

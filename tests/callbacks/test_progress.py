@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.callbacks.progress import NUMBERS, StageProgress
+from rlhf_lightning.callbacks.progress import NUMBERS, StageProgress, counted
 from tests.callbacks.toy import Rows, Toy, trainer
 
 
@@ -59,3 +59,25 @@ def test_numbers_are_found_under_a_stage_prefix() -> None:
     progress.on_metrics({"ppo/rollout/score": 1.0, "time/tokens_per_s": 6912.4, "other": 3.0}, 1)
     assert progress._text() == "score 1  tokens/s 6,912"
     assert set(NUMBERS) == {"pretrain", "sft", "reward", "ppo"}
+
+
+def count(*, terminal: bool, every_s: float = 0.0, total: int = 20) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with counted("evaluate", total, console, every_s=every_s) as done:
+        for _ in range(total):
+            done(1)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_work_without_a_trainer_is_counted_in_ten_lines_or_a_bar() -> None:
+    lines = count(terminal=False).splitlines()
+    assert [line.split()[1] for line in lines] == [f"{n}/20" for n in range(2, 21, 2)]
+    shown = count(terminal=True)
+    assert "20/20" in shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")  # the cursor shows
+
+
+def test_work_that_is_soon_over_prints_no_line_where_there_is_no_terminal() -> None:
+    assert count(terminal=False, every_s=60) == ""
+    assert count(terminal=True, total=0) == ""

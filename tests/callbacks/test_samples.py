@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.callbacks.metrics_csv import MetricsCSV
-from rlhf_lightning.callbacks.samples import SampleTables, markdown_table, token_rows
+from rlhf_lightning.callbacks.samples import COLUMNS, SampleTables, token_rows
+from rlhf_lightning.callbacks.showing import markdown_table
 from tests.callbacks.toy import Rows, Toy, sample, trainer
 
 
 def test_the_table_keeps_its_shape_whatever_the_text_holds() -> None:
-    lines = markdown_table([sample(1), {"prompt": "p", "response": "r"}]).splitlines()
+    lines = markdown_table([sample(1), {"prompt": "p", "response": "r"}], COLUMNS).splitlines()
     assert lines[0] == "| prompt | response | score | gold | kl_k1 |"
     assert lines[2] == "| user: a\\|b<br>&lt;b>1&lt;/b> | yes it is | 1.250 | 0.500 | 0.750 |"
     assert lines[3] == "| p | r |  |  |  |"
@@ -57,3 +60,39 @@ def test_a_module_without_samples_is_left_alone(tmp_path: Path) -> None:
     )
     run.fit(Silent(), Rows(2), DataLoader([0]))
     assert not (tmp_path / "samples.jsonl").exists()
+
+
+class Board(Logger):
+    """A logger of other making: tables and images, and no `experiment` to write to."""
+
+    name, version = "board", ""  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[tuple[str, list[str], list[list[Any]], int]] = []
+        self.images: list[tuple[str, list[Any], int]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None:
+        self.tables.append((key, columns, data, step))
+
+    def log_image(self, key: str, images: list[Any], step: int) -> None:
+        self.images.append((key, images, step))
+
+
+def test_a_logger_with_tables_and_images_gets_them(tmp_path: Path) -> None:
+    board = Board()
+    tables = SampleTables(tmp_path / "samples.jsonl")
+    run = trainer(tmp_path, [tables], [board], max_epochs=1, val_check_interval=2)
+    run.fit(Toy(), Rows(2), DataLoader([0]))
+    columns = ["prompt", "response", "score", "gold", "kl_k1"]
+    row = ["user: a|b\n<b>2</b>", "yes it is", 1.25, 0.5, 0.75]
+    assert board.tables == [("samples", columns, [row], 2)]
+    ((key, (figure,), step),) = board.images
+    assert (key, step) == ("tokens/prompt_0", 2)
+    assert len(figure.axes) == 3  # KL, value and advantage of each token

@@ -101,7 +101,6 @@ def curves() -> Curves:
         "val/kl_k1": [(t, 6.5 * (1 - math.exp(-t / 50))) for t in range(0, 121, 10)],
         "rollout/response_tokens": noisy(lambda t: 13 + t / 40, 1, 0.5),
         "val/pairwise_accuracy": noisy(lambda t: 0.71 - 0.2 * math.exp(-t / 30), 10, 0.008),
-        "val/gold_accuracy": noisy(lambda t: 0.86 - 0.33 * math.exp(-t / 30), 10, 0.008),
     }
 
 
