@@ -135,10 +135,11 @@ def _check_trainer(keys: dict[str, Any]) -> None:
 
 
 def _check_source(source: dict[str, Any], where: str) -> None:
-    target, path = source.get("target"), source.get("path")
-    if (target is None) == (path is None):
-        got = "neither" if target is None else "both"
-        raise UserError(f"{where} must have one of path and target, got {got}")
+    target = source.get("target")
+    given = [key for key in ("path", "hub", "target") if source.get(key) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none"
+        raise UserError(f"{where} must have one of path, hub and target, got {got}")
     if target is not None:
         try:
             accepted = signature(target)

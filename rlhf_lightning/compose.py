@@ -116,7 +116,9 @@ def _with_typed_sources(cfg: DictConfig) -> DictConfig:
             schema, given = OmegaConf.create(), OmegaConf.create()
             # at its whole key, so that a message names that
             OmegaConf.update(schema, f"{key}.{name}", OmegaConf.structured(kind), force_add=True)
-            OmegaConf.set_struct(OmegaConf.select(schema, f"{key}.{name}").args, False)
+            typed_node = OmegaConf.select(schema, f"{key}.{name}")
+            for inner in {"args", "kinds"} & set(typed_node):
+                OmegaConf.set_struct(typed_node[inner], False)
             OmegaConf.update(given, f"{key}.{name}", node._get_node(name), force_add=True)
             node[name] = OmegaConf.select(OmegaConf.merge(schema, given), f"{key}.{name}")
     return typed

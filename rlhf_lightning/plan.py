@@ -246,6 +246,7 @@ class Planner:
             own = sorted(n for n in root.evaluate.models if f"models.{n}" not in parents)
             node |= {"own_weights": own} if own else {}
         mix = plain(root.mix)
+        mix.pop("root")  # a place, like a source's path
         for source in mix["sources"].values():
             if source["path"] is not None:  # the file's sha256 counts, not its place
                 source["path"] = Path(source["path"]).name

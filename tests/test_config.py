@@ -122,8 +122,8 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
         # between keys
         (["ppo.minibatch_size=50"], "ppo.minibatch_size must be a divisor of ppo.episodes_per_iteration=128, got 50"),
         (["ppo.max_response_tokens=100", "ppo.max_prompt_tokens=96", "model.context_length=128"], "must be <= model.context_length=128, got 196"),
-        (["mix.sources.mine.limit=3"], "mix.sources.mine must have one of path and target, got neither"),
-        (["mix.sources.world.path=x"], "mix.sources.world must have one of path and target, got both"),
+        (["mix.sources.mine.limit=3"], "mix.sources.mine must have one of path, hub and target, got none"),
+        (["mix.sources.world.path=x"], "mix.sources.world must have one of path, hub and target, got path and target"),
         # not this node's business
         (["+trainer.max_steps=5"], "trainer.max_steps must not be set here, got 5: ppo.iterations"),
         (["+trainer.gradient_clip_val=1"], "use <stage>.grad_clip"),

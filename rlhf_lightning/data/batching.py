@@ -12,6 +12,7 @@ import numpy as np
 from rlhf_lightning.batches import PPOBatch, SFTBatch
 from rlhf_lightning.config import PPOConfig, RewardConfig, SFTConfig
 from rlhf_lightning.data import collate
+from rlhf_lightning.data.cutting import cut_comparisons, cut_demonstration, cut_text
 from rlhf_lightning.data.loader import BatchLoader, Counted, ResumableLoader
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.prompts import Prompt, first_prompts, fitting_prompts
@@ -44,7 +45,8 @@ def sft_batches(
 
     The training split gives `hp.epochs` passes over `hp.examples` examples (or all of a smaller finite source) as a
     `ResumableLoader`; another split gives `hp.eval_examples` once. The last batch may be smaller. `kind` is
-    demonstration or text. Counts: examples, too_long.
+    demonstration or text. What is longer than `hp.max_length` is dropped or cut, as `mix.over_long` says.
+    Counts: examples, too_long, cut.
 
     Raises: UserError if there are no such records, or all of a batch are longer than `hp.max_length`.
     """
@@ -55,7 +57,7 @@ def sft_batches(
     def make_batch(number: int) -> Counted:
         indices = stream.share(number, rank, world_size)
         records = [mixture.record(kind, split, index) for index in indices]
-        batch, counts = _packed(records, tokenizer, hp.max_length)
+        batch, counts = _packed(records, tokenizer, hp.max_length, mixture.over_long)
         if indices and counts["too_long"] == len(indices):
             raise UserError(
                 f"{hp.stage}.max_length must be enough for some of the {split} examples, got {hp.max_length}: "
@@ -78,9 +80,10 @@ def prompt_batches(
 ) -> ResumableLoader:
     """Loader of `PPOBatch`, one for each iteration: this rank's share of the prompts, and of the text for PPO-ptx.
 
-    Training prompts start, start + 1, ... are used (another `start` for another round). Episode j's prompt is the
-    first of j, j + E, j + 2E, ... (E: all episodes of the run) that has at most `hp.max_prompt_tokens` tokens. Text is
-    packed to the length of prompt and response together. Counts: prompts, prompts_too_long, texts, texts_too_long.
+    Training prompts start, start + 1, ... are used (another `start` for another round). The run's prompt j is the
+    first of j, j + N, j + 2N, ... (N: all prompts of the run) that has at most `hp.max_prompt_tokens` tokens. Text is
+    packed to the length of prompt and response together. Counts: prompts, prompts_too_long, prompts_cut, texts,
+    texts_too_long, texts_cut.
 
     Raises: UserError if there are no prompts (or no text for PPO-ptx), or none that fits.
     """
@@ -92,7 +95,7 @@ def prompt_batches(
 
     def make_batch(number: int) -> Counted:
         first = start + number * each
-        prompts, too_long = fitting_prompts(
+        prompts, passed_over = fitting_prompts(
             mixture,
             tokenizer,
             range(first + rank, first + each, world_size),
@@ -101,18 +104,19 @@ def prompt_batches(
         )
         ids, records = [p.ids for p in prompts], [p.record for p in prompts]
         batch = PPOBatch(collate.collate_prompts(ids, records, _pad(tokenizer)))
-        counts = {"prompts": len(prompts), "prompts_too_long": too_long}
+        counts = {"prompts": len(prompts), **passed_over}
         if texts:
             indices = range(number * texts + rank, (number + 1) * texts, world_size)
             documents = [mixture.record("text", "train", start + index) for index in indices]
             length = hp.max_prompt_tokens + hp.max_response_tokens
-            batch.pretraining, found = _packed(documents, tokenizer, length)
+            batch.pretraining, found = _packed(documents, tokenizer, length, mixture.over_long)
             if documents and not found["examples"]:
                 raise UserError(
                     "ppo.max_prompt_tokens + ppo.max_response_tokens must be enough for some of the"
                     f" pretraining text, got {length}: all {len(documents)} of batch {number} are longer"
                 )
-            counts |= {"texts": found["examples"], "texts_too_long": found["too_long"]}
+            counts |= {"texts": found.pop("examples")}
+            counts |= {f"texts_{name}": count for name, count in found.items()}
         return Counted(batch, counts)
 
     return ResumableLoader(make_batch, hp.iterations, prefetch=prefetch)
@@ -126,6 +130,7 @@ def comparison_batches(
     max_length: int,
     seed: int,
     train: bool = True,
+    over_long: str = "drop",
     rank: int = 0,
     world_size: int = 1,
     prefetch: int = 0,
@@ -133,9 +138,10 @@ def comparison_batches(
     """Loader of `ComparisonBatch`, one for each optimizer step: all completions of this rank's share of the prompts.
 
     A completion that is longer than `max_length` together with its prompt is dropped with its pairs, a prompt that
-    keeps no pair is dropped whole. Training takes `hp.epochs` passes, each in another order, as a `ResumableLoader`;
-    otherwise one pass in the given order, and prompts whose completions are all tied stay in.
-    Counts: prompts, prompts_dropped, completions_too_long.
+    keeps no pair is dropped whole; with `over_long=cut` both are cut first. Training takes `hp.epochs`
+    passes, each in another order, as a `ResumableLoader`; otherwise one pass in the given order, and prompts whose
+    completions are all tied stay in.
+    Counts: prompts, prompts_dropped, completions_too_long, comparisons_cut.
 
     Raises: UserError if there are no comparisons, or none of a batch fits.
     """
@@ -145,6 +151,9 @@ def comparison_batches(
 
     def make_batch(number: int) -> Counted:
         chosen = [records[index] for index in stream.share(number, rank, world_size)]
+        cut = 0
+        if over_long == "cut":
+            chosen, cut = cut_comparisons(chosen, tokenizer, max_length)
         items, too_long = fitting_comparisons(chosen, tokenizer, max_length, keep_tied=not train)
         # a batch of nothing but ties is no fault: it teaches nothing
         if chosen and not items and too_long:
@@ -158,7 +167,7 @@ def comparison_batches(
             "prompts": len(items),
             "prompts_dropped": len(chosen) - len(items),
             "completions_too_long": too_long,
-        }
+        } | ({"comparisons_cut": cut} if cut else {})
         return Counted(collate.collate_comparisons(items, _pad(tokenizer)), counts)
 
     return _loader(make_batch, len(stream), resumable=train, prefetch=prefetch)
@@ -206,16 +215,23 @@ def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _packed(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, max_length: int
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, max_length: int, over_long: str
 ) -> tuple[SFTBatch, dict[str, int]]:
-    if records and "text" in records[0]:
-        encoded = collate.encode_texts(tokenizer, [r["text"] for r in records], max_length)
-    else:
-        encoded = collate.encode_demonstrations(
-            tokenizer, [r["messages"] for r in records], max_length
-        )
+    text = bool(records) and "text" in records[0]
+    given = [record["text" if text else "messages"] for record in records]
+    encode: Any = collate.encode_texts if text else collate.encode_demonstrations
+    encoded = encode(tokenizer, given, max_length)
+    cut = 0
+    if over_long == "cut":
+        shorten: Any = cut_text if text else cut_demonstration
+        for place in [i for i, document in enumerate(encoded) if document is None]:
+            shorter = shorten(tokenizer, given[place], max_length)
+            if shorter is not None:
+                encoded[place] = encode(tokenizer, [shorter], max_length)[0]
+                cut += 1
     fitting = [document for document in encoded if document is not None]
     counts = {"examples": len(fitting), "too_long": len(encoded) - len(fitting)}
+    counts |= {"cut": cut} if cut else {}
     return collate.pack(fitting, max_length, _pad(tokenizer)), counts
 
 

@@ -2,6 +2,7 @@
 
 A chat text is tokenised in pieces, up to each assistant turn and then the turn itself. So the ids in training are
 those that the sampler sees (`encode_prompt` + `encode_completion`), and which tokens are the assistant's is exact.
+What people wrote never becomes a special token, whatever it says (`data.plain`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.data.plain import marked_messages, plain_text
 from rlhf_lightning.data.records import Message
 from rlhf_lightning.errors import UserError
 
@@ -38,7 +40,7 @@ def encode_texts(
 ) -> list[Encoded | None]:
     """`encode_text` of many."""
     bos, eos = _bos(tokenizer), _eos(tokenizer)
-    rows = [bos + ids + eos for ids in _tokenise(tokenizer, texts)]
+    rows = [bos + ids + eos for ids in _said(tokenizer, texts)]
     return [
         Encoded(ids, [False] + [True] * (len(ids) - 1)) if len(ids) <= max_length else None
         for ids in rows
@@ -93,7 +95,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
 def encode_completions(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
     """`encode_completion` of many."""
     eos = _eos(tokenizer)
-    return [ids + eos for ids in _tokenise(tokenizer, texts)]
+    return [ids + eos for ids in _said(tokenizer, texts)]
 
 
 def _document(pieces: Sequence[Ids], bos: Ids, eos: int) -> Encoded:
@@ -154,15 +156,23 @@ def _render(
 ) -> list[str]:
     if not conversations:
         return []
+    plain = plain_text(tokenizer)
     rendered: Any = tokenizer.apply_chat_template(
-        [list(messages) for messages in conversations],  # type: ignore[arg-type]
+        [marked_messages(plain, messages) for messages in conversations],
         tokenize=False,
         add_generation_prompt=generate,
     )
     return rendered
 
 
+def _said(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
+    """Ids of what people wrote."""
+    plain = plain_text(tokenizer)
+    return _tokenise(tokenizer, [plain.marked(text) for text in texts])
+
+
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
+    """Ids of texts in which people's special strings are marked."""
     backend: Any = tokenizer.backend_tokenizer
     # A call tokenizer(..., padding=True) anywhere leaves these set. Set only if needed: it is a write, and a
     # prefetching thread may be reading.
@@ -170,7 +180,12 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
         backend.no_padding()
     if backend.truncation is not None:
         backend.no_truncation()
-    return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    ids = [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    plain = plain_text(tokenizer)
+    for place, text in enumerate(texts):
+        if plain.is_marked(text):
+            ids[place] = plain.encode(text)
+    return ids
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> Ids:

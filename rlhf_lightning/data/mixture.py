@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from rlhf_lightning.config import MixConfig
-from rlhf_lightning.data.files import FileSource
+from rlhf_lightning.data.adapted import AdaptedSource
 from rlhf_lightning.data.records import Record, validate
+from rlhf_lightning.data.screen import Screen, held_out_keys
 from rlhf_lightning.data.source import Source, build_source
+from rlhf_lightning.data.turns import Member, Turns
 from rlhf_lightning.errors import UserError
 
 __all__ = ["Mixture", "Source"]
 
-_BLOCK = 1000
-"""Records in which the weights are kept exactly (to 1/1000); every prefix keeps them to a record or two."""
 _STRIDE = 2**32
 """Records of an endless source that belong to one seed."""
 
-
-@dataclass(frozen=True)
-class _Member:
-    """One source's part in a kind and split."""
-
-    name: str
-    size: int | None
-    weight: float
+log = logging.getLogger("rlhf_lightning")
 
 
 class Mixture:
@@ -47,24 +41,54 @@ class Mixture:
             raise UserError("mix.sources must name at least one source, got none")
         self.seed = seed
         self._config = config
-        self.sources: dict[str, Source] = {
-            name: build_source(name, source, config)
-            for name, source in sorted(config.sources.items())
-        }
-        self._members = lru_cache(maxsize=None)(self._find_members)
-        self._block = lru_cache(maxsize=32)(self._make_block)
+        self._said = False
+        self._screens: dict[str, Screen] = {}
+        self.sources = self._built()
+        self._turns = lru_cache(maxsize=None)(self._find_turns)
         self._order = lru_cache(maxsize=16)(self._make_order)
+        self._started_over = lru_cache(maxsize=None)(self._say_started_over)
 
     @property
     def kinds(self) -> frozenset[str]:
-        return frozenset(kind for source in self.sources.values() for kind in source.kinds)
+        return frozenset(kind for name in self.sources for kind in self._kinds(name))
+
+    @property
+    def over_long(self) -> str:
+        """What becomes of records that are too long: drop or cut."""
+        return self._config.over_long
+
+    @property
+    def removed(self) -> dict[str, dict[str, int]]:
+        """Source → reason → records (or parts of rows) that were left out."""
+        found = {name: Counter(getattr(s, "removed", {})) for name, s in self.sources.items()}
+        for name, screen in self._screens.items():
+            found[name] += screen.removed
+        return {name: dict(sorted(counts.items())) for name, counts in found.items() if counts}
+
+    def counts(self) -> dict[str, float]:
+        """`data/<source>/<reason>` → count, for a run's metrics."""
+        return {
+            f"data/{name}/{reason}": float(count)
+            for name, reasons in self.removed.items()
+            for reason, count in reasons.items()
+        }
+
+    def say_removed(self, say: Callable[[str], None]) -> None:
+        """Tell once what was left out of each source, and why."""
+        if not self._said:
+            for name, reasons in self.removed.items():
+                listed = ", ".join(
+                    f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.items()
+                )
+                say(f"left out of mix.sources.{name}: {listed}")
+        self._said = True
 
     def size(self, kind: str, split: str) -> int | None:
-        """Records of all sources together; None if one of them is endless.
+        """Records of all sources together, times `max_repeats` where there is one; None if one of them is endless.
 
         Raises: UserError if there are none.
         """
-        sizes = [member.size for member in self._members(kind, split)]
+        sizes = [m.size if m.cap is None else m.cap for m in self._turns(kind, split).members]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
     def record(self, kind: str, split: str, index: int) -> Record:
@@ -72,17 +96,17 @@ class Mixture:
 
         Raises: UserError if no source has such records, or one gives a record that breaks the rules.
         """
-        member, local = self._locate(kind, split, index)
-        source = self.sources[member.name]
+        turns = self._turns(kind, split)
+        if split == "train" and turns.total is not None and index >= turns.total:
+            self._started_over(kind, turns.total)
+        member, local = turns.locate(index)
         if member.size is None:
             place = local + (self.seed * _STRIDE if split == "train" else 0)
         else:
             place = self._shuffled(kind, split, member, local)
-        record = source.record(kind, split, place)
-        if not isinstance(source, FileSource):  # checked when the file was read
-            where = f"mix.sources.{member.name} {split}[{place}]"
-            record = validate(kind, record, where=where, allow_all_tied=True)
-        return {**record, "source": member.name}
+        screen = self._screens.get(member.name)
+        read = screen.record if screen else self.sources[member.name].record
+        return {**read(kind, split, place), "source": member.name}
 
     def records(self, kind: str, split: str, count: int, *, start: int = 0) -> Iterator[Record]:
         """Records start, start + 1, ..., `count` of them."""
@@ -129,7 +153,7 @@ class Mixture:
     @property
     def ranks_prompts(self) -> bool:
         """Whether every source of prompts has labelers who rank completions."""
-        having = [source for source in self.sources.values() if "prompt" in source.kinds]
+        having = [s for name, s in self.sources.items() if "prompt" in self._kinds(name)]
         return all(hasattr(source, "rank") for source in having)
 
     def labeler_agreement(self) -> float | None:
@@ -146,50 +170,78 @@ class Mixture:
     def _hook(self, record: Mapping[str, Any], name: str) -> Any:
         return getattr(self.sources.get(record.get("source", "")), name, None)
 
-    def _find_members(self, kind: str, split: str) -> list[_Member]:
-        having = {name: s for name, s in self.sources.items() if kind in s.kinds}
+    def _built(self) -> dict[str, Source]:
+        """Sources by name; first those with splits of their own: the others keep away from what they hold out."""
+        configs = self._config.sources
+        own = {
+            name: build_source(name, configs[name], self._config)
+            for name in sorted(configs)
+            if configs[name].target is not None
+        }
+        reads = {name: partial(_checked, name, source) for name, source in own.items()}
+        kept = [held_out_keys(frozenset(s.kinds), s.size, reads[n]) for n, s in own.items()]
+        exclude = np.unique(np.concatenate(kept)) if kept else None
+        sources = dict(own)
+        for name in sorted(configs.keys() - own.keys()):
+            sources[name] = source = build_source(name, configs[name], self._config, exclude)
+            assert isinstance(source, AdaptedSource)
+            kept.append(source.held_out_keys())
+        for name, source in own.items():
+            self._screens[name] = Screen(
+                frozenset(source.kinds),
+                source.size,
+                reads[name],
+                banned=np.unique(np.concatenate(kept)),
+                held_out_prompts=self._config.held_out_prompts,
+                key=name,
+            )
+        return {name: sources[name] for name in sorted(sources)}
+
+    def _kinds(self, name: str) -> frozenset[str]:
+        """The kinds of a source that are used."""
+        wanted = self._config.sources[name].kinds
+        return frozenset(kind for kind in self.sources[name].kinds if wanted.get(kind, True))
+
+    def _find_turns(self, kind: str, split: str) -> Turns:
+        return Turns(self._find_members(kind, split), partial(self._rng, kind, split))
+
+    def _find_members(self, kind: str, split: str) -> list[Member]:
+        having = [name for name in self.sources if kind in self._kinds(name)]
         if not having:
             seen = "; ".join(
-                f"{n} has {', '.join(sorted(s.kinds))}" for n, s in self.sources.items()
+                f"{n} has {', '.join(sorted(self._kinds(n))) or 'nothing'}" for n in self.sources
             )
             raise UserError(f"mix.sources: no source has {_plural(kind)} ({seen})")
         weights = {name: self._config.weights.get(name, 1.0) for name in having}
-        sizes = {name: self._limited(name, s.size(kind, split)) for name, s in having.items()}
+        sizes = {name: self._size(name, kind, split) for name in having}
         members = [
-            _Member(n, sizes[n], weights[n]) for n in having if weights[n] > 0 and sizes[n] != 0
+            Member(n, sizes[n], weights[n], self._cap(n, sizes[n], split))
+            for n in having
+            if weights[n] > 0 and sizes[n] != 0
         ]
         if not members:
             seen = "; ".join(f"{n}: {sizes[n]} records, weight {weights[n]:g}" for n in having)
             raise UserError(f"mix.sources: no {_plural(kind)} in the {split} split ({seen})")
         return members
 
-    def _limited(self, name: str, size: int | None) -> int | None:
-        limit = self._config.sources[name].limit
+    def _size(self, name: str, kind: str, split: str) -> int | None:
+        screen, limit = self._screens.get(name), self._config.sources[name].limit
+        size = (screen or self.sources[name]).size(kind, split)
         return size if limit is None else limit if size is None else min(size, limit)
 
-    def _locate(self, kind: str, split: str, index: int) -> tuple[_Member, int]:
-        """The source of the record at `index`, and how many records it gave before."""
-        members = self._members(kind, split)
-        if len(members) == 1:
-            return members[0], index
-        block, place = divmod(index, _BLOCK)
-        who, given, quotas = self._block(kind, split, block)
-        member = int(who[place])
-        return members[member], block * int(quotas[member]) + int(given[place])
+    def _cap(self, name: str, size: int | None, split: str) -> int | None:
+        """What is held out is asked once: a small source must not count several times."""
+        repeats = self._config.sources[name].max_repeats if split == "train" else 1.0
+        return None if size is None or repeats is None else max(int(size * repeats), 1)
 
-    def _make_block(self, kind: str, split: str, block: int) -> tuple[np.ndarray, ...]:
-        """Who gives each record of a block, how many it gave in the block before, and its quota.
+    def _say_started_over(self, kind: str, total: int) -> None:
+        log.warning(
+            "mix: all %d %s for training were given, each source's max_repeats times; they start over",
+            total,
+            _plural(kind),
+        )
 
-        A source's n turns fall one into each n-th of the block, at random: (i + u)/n, u uniform, sorted.
-        """
-        quotas = _quotas([member.weight for member in self._members(kind, split)])
-        rng = self._rng(kind, split, "block", block)
-        who = np.repeat(np.arange(len(quotas)), quotas)
-        given = np.concatenate([np.arange(n) for n in quotas])
-        order = np.argsort((given + rng.random(len(who))) / quotas[who], kind="stable")
-        return who[order], given[order], quotas
-
-    def _shuffled(self, kind: str, split: str, member: _Member, local: int) -> int:
+    def _shuffled(self, kind: str, split: str, member: Member, local: int) -> int:
         assert member.size is not None
         epoch, place = divmod(local, member.size)
         return int(self._order(kind, split, member.name, member.size, epoch)[place])
@@ -203,16 +255,11 @@ class Mixture:
         return np.random.default_rng(list(text))
 
 
-def _quotas(weights: Sequence[float]) -> np.ndarray:
-    """Whole numbers in proportion to weights, at least 1 each, that add up to a block (largest remainders)."""
-    share = np.asarray(weights) / sum(weights) * _BLOCK
-    quotas = np.maximum(np.floor(share).astype(int), 1)
-    for i in np.argsort(quotas - share, kind="stable"):
-        if quotas.sum() < _BLOCK:
-            quotas[i] += 1
-    while quotas.sum() > _BLOCK:  # many tiny weights were lifted to 1
-        quotas[np.argmax(quotas)] -= 1
-    return quotas
+def _checked(name: str, source: Source, kind: str, split: str, place: int) -> Record:
+    """A record of a source that someone else wrote."""
+    record = source.record(kind, split, place)
+    where = f"mix.sources.{name} {split}[{place}]"
+    return validate(kind, record, where=where, allow_all_tied=True)
 
 
 def _plural(kind: str) -> str:

@@ -8,12 +8,19 @@ from rlhf_lightning.config import RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.errors import UserError
 
+_WAYS_ROUND = {
+    ("pretrain", "text"): "; sft.init.policy=none, a run or model.path=... needs no pretraining",
+}
+
 
 def require_records(mixture: Mixture, root: RootConfig, task: str) -> None:
     """Raises: UserError if the mix lacks a kind of record, in a split, that the stage reads, or a labeler."""
     for kind, splits in _needs(root, task):
         for split in splits.split():
-            mixture.size(kind, split)
+            try:
+                mixture.size(kind, split)
+            except UserError as error:
+                raise UserError(f"{error}{_WAYS_ROUND.get((task, kind), '')}") from None
     if task == "reward" and root.reward.completions == "policy" and not mixture.ranks_prompts:
         raise UserError(
             "reward.completions must be speakers for a mix whose sources have no labelers, got 'policy'"

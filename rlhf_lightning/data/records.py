@@ -12,6 +12,8 @@ Any record may also carry "source" (the name of its origin) and "meta" (a dict t
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -79,8 +81,16 @@ def prompt_of(record: Mapping[str, Any]) -> list[Message]:
 
 
 def prompt_key(messages: Iterable[Message]) -> str:
-    """Text that is the same for prompts that differ in case or white space only."""
-    return "\n".join(f"{m['role']}: {' '.join(m['content'].casefold().split())}" for m in messages)
+    """Text that is the same for prompts that differ only in case, white space or the marks at the ends of words."""
+    return "\n".join(f"{m['role']}: {_folded(m['content'])}" for m in messages)
+
+
+_MARKS = re.compile(r"""(?<!\S)[.,;:!?…"'“”‘’«»()\[\]]+|[.,;:!?…"'“”‘’«»()\[\]]+(?!\S)""")
+"""Marks at a word's end. Those inside a word and all signs stay: 2-2 is not 2+2, and C is not C++."""
+
+
+def _folded(text: str) -> str:
+    return " ".join(_MARKS.sub("", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def split_key(record: Mapping[str, Any]) -> str:
@@ -96,10 +106,14 @@ def split_key(record: Mapping[str, Any]) -> str:
     return prompt_key(opening)
 
 
+def key_hash(key: str) -> int:
+    """The first 64 bits of a key's sha256."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
 def split_of(key: str, *, validation_fraction: float, test_fraction: float) -> str:
     """The split of a prompt: a hash of its key, uniform in [0, 1), falls into test, validation or train."""
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-    uniform = int.from_bytes(digest[:8], "big") / 2**64
+    uniform = key_hash(key) / 2**64
     if uniform < test_fraction:
         return "test"
     return "validation" if uniform < test_fraction + validation_fraction else "train"

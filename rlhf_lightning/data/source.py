@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from rlhf_lightning.config import MixConfig, SourceConfig
+from rlhf_lightning.data.adapted import AdaptedSource
 from rlhf_lightning.data.files import FileSource
+from rlhf_lightning.data.hub import HubDataset, HubSource
+from rlhf_lightning.data.index import Rules
 from rlhf_lightning.data.records import KINDS, Record
 from rlhf_lightning.errors import UserError
 
@@ -41,28 +47,24 @@ class Source(Protocol):
         ...
 
 
-def build_source(name: str, config: SourceConfig, mix: MixConfig) -> Source:
-    """The source `mix.sources.<name>`.
+def build_source(
+    name: str, config: SourceConfig, mix: MixConfig, exclude: np.ndarray | None = None
+) -> Source:
+    """The source `mix.sources.<name>`; prompts whose key hashes are in `exclude` are not for training.
 
     Raises: UserError naming the key that is wrong.
     """
     key = f"mix.sources.{name}"
-    if (config.target is None) == (config.path is None):
-        got = "neither" if config.path is None else "both"
-        raise UserError(f"{key} must have either target or path, got {got}")
+    given = [k for k in ("path", "hub", "target") if getattr(config, k) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none"
+        raise UserError(f"{key} must have one of path, hub and target, got {got}")
     if config.limit is not None and config.limit < 1:
         raise UserError(f"{key}.limit must be null or >= 1, got {config.limit}")
-    if config.path is not None:
-        if config.args:
-            raise UserError(
-                f"{key}.args must be empty where path is given, got {sorted(config.args)}"
-            )
-        return FileSource(
-            config.path,
-            limit=config.limit,
-            validation_fraction=mix.validation_fraction,
-            test_fraction=mix.test_fraction,
-        )
+    if config.target is None:
+        return _adapted(key, config, mix, exclude)
+    if config.format is not None or config.dialogue_turns != 1:
+        raise UserError(f"{key}.format and dialogue_turns must be those of path or hub, got target")
     factory = _import(str(config.target), f"{key}.target")
     try:
         inspect.signature(factory).bind(**config.args)
@@ -77,6 +79,38 @@ def build_source(name: str, config: SourceConfig, mix: MixConfig) -> Source:
         got = f"no {', '.join(missing)}" if missing else f"kinds {sorted(wrong)}"
         raise UserError(f"{key}.target must be a Source with kinds, size and record, got {got}")
     return source
+
+
+def _adapted(
+    key: str, config: SourceConfig, mix: MixConfig, exclude: np.ndarray | None
+) -> AdaptedSource:
+    rules = Rules(
+        mix.validation_fraction, mix.test_fraction, mix.held_out_prompts, exclude, config.limit
+    )
+    shared: dict[str, Any] = {
+        "rules": rules,
+        "format_name": config.format,
+        "args": config.args,
+        "dialogue_turns": config.dialogue_turns,
+        "key": key,
+    }
+    if config.hub is not None:
+        dataset = HubDataset(config.hub, config.hub_config, config.hub_split, config.hub_revision)
+        return HubSource(dataset, **shared)
+    return FileSource(_path(key, str(config.path), mix.root), **shared)
+
+
+def _path(key: str, path: str, root: str | None) -> Path:
+    """Where a file is. A relative path that leads nowhere is told with its key and with what it was taken for."""
+    found = Path(path).expanduser()
+    if not found.is_absolute():
+        found = Path(root or ".").expanduser() / found
+        if not found.exists():
+            raise UserError(
+                f"{key}.path must be a file or folder under mix.root={root or 'null'}, got {path!r}: "
+                f"nothing at {found.absolute()}"
+            )
+    return found
 
 
 def _import(path: str, key: str) -> Any:

@@ -70,7 +70,7 @@ def fit(
             trainer.validate(module, data, verbose=False)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     for name, count in sorted(data.train.counts.items()):
-        if count and ("too_long" in name or "dropped" in name):
+        if count and any(word in name for word in ("too_long", "dropped", "cut")):
             job.say(f"{count} {name.replace('_', ' ')}")
     return trainer
 

@@ -37,6 +37,7 @@ from rlhf_lightning.tasks.scorers import require_tokenizer_of_rewards
 def run(job: Job) -> dict[str, float]:
     """Train, export, and return the stage's metrics (on held-out prompts of the validation split)."""
     hp: PPOConfig = job.root.ppo
+    job.mixture.say_removed(job.say)
     tokenizer, policy = _start(job)
     train = prompt_batches(job.mixture, tokenizer, hp=hp, start=job.prompt_start())
     fixed = first_prompts(
@@ -79,16 +80,21 @@ def run(job: Job) -> dict[str, float]:
     module.export_average()  # what is exported is what is measured
     trainer.validate(module, validation, verbose=False)
     _draw(job, trainer)
-    metrics = _final(module.validation_metrics) | {
-        "ppo/episodes": float(module.progress.episodes),
-        "ppo/updates": float(module.progress.updates),
-        "ppo/final_kl_coef": module.progress.kl_coef,
-        "ppo/skipped_minibatches": float(module.progress.skipped_minibatches),
-        "ppo/early_stops": float(module.progress.early_stops),
-        "ppo/prompts_too_long": float(train.counts["prompts_too_long"]),
-        "ppo/parameters": float(parameters_of(module.policy)),
-        "ppo/trained_parameters": float(sum(p.numel() for p in module.actor)),
-    }
+    metrics = (
+        _final(module.validation_metrics)
+        | job.mixture.counts()
+        | {
+            "ppo/episodes": float(module.progress.episodes),
+            "ppo/updates": float(module.progress.updates),
+            "ppo/final_kl_coef": module.progress.kl_coef,
+            "ppo/skipped_minibatches": float(module.progress.skipped_minibatches),
+            "ppo/early_stops": float(module.progress.early_stops),
+            "ppo/prompts_too_long": float(train.counts["prompts_too_long"]),
+            "ppo/prompts_cut": float(train.counts["prompts_cut"]),
+            "ppo/parameters": float(parameters_of(module.policy)),
+            "ppo/trained_parameters": float(sum(p.numel() for p in module.actor)),
+        }
+    )
     export(job, module.policy, tokenizer, metrics)
     return metrics
 

@@ -42,6 +42,7 @@ def run(job: Job) -> dict[str, float]:
     hp: RewardConfig = job.root.reward
     if {"init", "policy"} <= job.parents.keys():
         require_same_tokenizer(job.parents["policy"], job.parents["init"], key="reward.init.policy")
+    job.mixture.say_removed(job.say)
     found = _comparisons(job)
     train, held_out = found["train"], {s: found[s] for s in ("validation", "test")}
     tokenizer, model = _start(job)
@@ -55,6 +56,7 @@ def run(job: Job) -> dict[str, float]:
             max_length=length,
             seed=job.seed(_of_member(job, "data")),
             train=first,
+            over_long=job.mixture.over_long,
             prefetch=2,
         )
         for records, first in ((_in_order(job, train), True), (held_out["validation"], False))
@@ -69,15 +71,20 @@ def run(job: Job) -> dict[str, float]:
     )
     model.eval()
     calibrate(job, model, tokenizer)
-    metrics = accuracies(job, model, tokenizer, held_out) | {
-        "reward/prompts": float(len(train)),
-        "reward/completions": float(sum(len(r["completions"]) for r in train)),
-        "reward/completions_too_long": float(loaders[0].counts["completions_too_long"]),
-        "reward/prompts_dropped": float(loaders[0].counts["prompts_dropped"]),
-        "reward/parameters": float(parameters_of(model)),
-        "reward/bias": float(model.config.reward_bias),  # type: ignore[union-attr]
-        "reward/gain": float(model.config.reward_gain),  # type: ignore[union-attr]
-    }
+    metrics = (
+        accuracies(job, model, tokenizer, held_out)
+        | job.mixture.counts()
+        | {
+            "reward/prompts": float(len(train)),
+            "reward/completions": float(sum(len(r["completions"]) for r in train)),
+            "reward/completions_too_long": float(loaders[0].counts["completions_too_long"]),
+            "reward/comparisons_cut": float(loaders[0].counts["comparisons_cut"]),
+            "reward/prompts_dropped": float(loaders[0].counts["prompts_dropped"]),
+            "reward/parameters": float(parameters_of(model)),
+            "reward/bias": float(model.config.reward_bias),  # type: ignore[union-attr]
+            "reward/gain": float(model.config.reward_gain),  # type: ignore[union-attr]
+        }
+    )
     export(job, model, tokenizer, metrics, how_to_load="AutoModelForSequenceClassification")
     return metrics
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.data.batching import fitting_comparisons
 from rlhf_lightning.data.collate import collate_comparisons
+from rlhf_lightning.data.cutting import cut_comparisons
 from rlhf_lightning.data.records import pairs_of
 from rlhf_lightning.data.stored import StoredRecords
 from rlhf_lightning.functional.statistics import expected_calibration_error
@@ -35,9 +36,10 @@ def scored(
     """Comparisons with their scores; completions that do not fit the context are counted and left out."""
     hp, device = job.root.reward, device_of(job)
     placed(model, device)
-    items, too_long = fitting_comparisons(
-        records, tokenizer, job.root.model.context_length, keep_tied=True
-    )
+    length = job.root.model.context_length
+    if job.mixture.over_long == "cut":  # as in training
+        records, _ = cut_comparisons(records, tokenizer, length)
+    items, too_long = fitting_comparisons(records, tokenizer, length, keep_tied=True)
     if too_long:
         job.say(f"{too_long} completions too long to be scored")
     found: list[Judged] = []

@@ -24,6 +24,7 @@ def run(job: Job) -> dict[str, float]:
     stage = job.task
     hp: SFTConfig = getattr(job.root, stage)
     kind = "text" if stage == "pretrain" else "demonstration"
+    job.mixture.say_removed(job.say)
     tokenizer, model = _start(job)
     add_trained_adapter(job, model, hp.lora)
     train, validation = (
@@ -46,9 +47,10 @@ def run(job: Job) -> dict[str, float]:
         f"{stage}/tokens": float(module.tokens_seen),
         f"{stage}/examples": float(train.counts["examples"]),
         f"{stage}/examples_too_long": float(train.counts["too_long"]),
+        f"{stage}/examples_cut": float(train.counts["cut"]),
         f"{stage}/parameters": float(parameters_of(model)),
         f"{stage}/trained_parameters": float(module.trained_parameters),
-    }
+    } | job.mixture.counts()
     export(job, model, tokenizer, metrics)
     return metrics
 

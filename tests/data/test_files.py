@@ -111,13 +111,17 @@ def test_limit_holds_for_each_split(tmp_path):
             r"a\.json\[1\]: text must be text that is not empty",
         ),
         ("a.csv", b'text\nhello\n" "\n', r"a\.csv:3: text must be text that is not empty"),
-        ("a.csv", b"prompt\nhello\n", r"a\.csv:2: prompt must be JSON, got 'hello'"),
+        (
+            "a.csv",
+            b"prompt,completions\nhi,hello\n",
+            r"a\.csv:2: completions must be JSON, got 'hello'",
+        ),
         ("a.parquet", b"nonsense", r"a\.parquet: must be a Parquet file"),
         ("a.jsonl.gz", b"nonsense", r"a\.jsonl\.gz: must be a readable \.jsonl file"),
         (
-            "a.txt",
+            "a.md",
             b"hello",
-            r"a\.txt: must be one of \.jsonl, \.json, \.csv, \.parquet .* got '\.txt'",
+            r"a\.md: must be one of \.jsonl, \.json, \.csv, \.parquet, \.txt .* got '\.md'",
         ),
         (
             "a.jsonl",

@@ -115,11 +115,15 @@ def test_the_world_has_all_kinds_truth_labelers_and_rewordings():
     ("sources", "weights", "message"),
     [
         ({}, {}, r"mix.sources must name at least one source, got none"),
-        ({"a": SourceConfig()}, {}, r"mix.sources.a must have either target or path, got neither"),
+        (
+            {"a": SourceConfig()},
+            {},
+            r"mix.sources.a must have one of path, hub and target, got none",
+        ),
         (
             {"a": SourceConfig(path="x.jsonl", target="y.Z")},
             {},
-            r"mix.sources.a must have either target or path, got both",
+            r"mix.sources.a must have one of path, hub and target, got path and target",
         ),
         (
             {"a": SourceConfig(target="json.Nothing")},
@@ -144,9 +148,9 @@ def test_the_world_has_all_kinds_truth_labelers_and_rewordings():
             r"mix.sources.a.limit must be null or >= 1, got 0",
         ),
         (
-            {"a": SourceConfig(path="x.jsonl", args={"b": 1})},
+            {"a": SourceConfig(path="x.jsonl")},
             {},
-            r"mix.sources.a.args must be empty where path is given, got \['b'\]",
+            r"mix.sources.a.path must be a file or folder under mix.root=null, got 'x.jsonl': nothing at /",
         ),
         (
             {

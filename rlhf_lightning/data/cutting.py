@@ -1,0 +1,109 @@
+"""`mix.over_long=cut`: what is too long is cut at the end of a sentence, and its beginning kept.
+
+Cut are: raw text; a demonstration's last reply, or else its longest user message; a prompt's longest user message; a
+completion. What still does not fit stays as it is, and the caller drops and counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.data.encode import (
+    encode_completion,
+    encode_demonstration,
+    encode_prompt,
+    encode_prompts,
+    encode_text,
+)
+from rlhf_lightning.data.records import Message, Record
+from rlhf_lightning.data.sentences import cut_to
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = list[Message]
+
+
+def cut_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str | None:
+    """A beginning of the text that fits; None if there is none."""
+    return cut_to(text, lambda part: encode_text(tokenizer, part, max_length) is not None)
+
+
+def cut_demonstration(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
+) -> Messages | None:
+    """The conversation with a shorter last reply, or else with a shorter longest user message; None if neither fits."""
+
+    def fits(changed: Messages) -> bool:
+        return encode_demonstration(tokenizer, changed, max_length) is not None
+
+    last = len(messages) - 1
+    return _cut_message(messages, last, fits) or _cut_message(messages, _longest(messages), fits)
+
+
+def cut_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_prompt_tokens: int
+) -> Messages | None:
+    """The prompt with a shorter longest user message; None if it still does not fit."""
+
+    def fits(changed: Messages) -> bool:
+        return len(encode_prompt(tokenizer, changed)) <= max_prompt_tokens
+
+    return _cut_message(messages, _longest(messages), fits)
+
+
+def cut_comparisons(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[Record], int]:
+    """Comparisons whose prompts take at most half of the room where a completion does not fit behind them, and whose
+    completions are cut to the rest; how many completions and prompts were cut.
+    """
+    prompts = encode_prompts(tokenizer, [record["prompt"] for record in records])
+    changed, cut = [], 0
+    for record, ids in zip(records, prompts, strict=True):
+        shorter, count = _cut_comparison(record, len(ids), tokenizer, max_length)
+        changed.append(shorter)
+        cut += count
+    return changed, cut
+
+
+def _cut_comparison(
+    record: Record, prompt_tokens: int, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[Record, int]:
+    sizes = [len(encode_completion(tokenizer, text)) for text in record["completions"]]
+    if prompt_tokens + max(sizes) <= max_length:
+        return record, 0
+    cut = 0
+    if prompt_tokens > max_length // 2:
+        room = max(max_length // 2, max_length - max(sizes))
+        shorter = cut_prompt(tokenizer, record["prompt"], room)
+        if shorter is not None:
+            record, cut = {**record, "prompt": shorter}, 1
+            prompt_tokens = len(encode_prompt(tokenizer, shorter))
+    room = max_length - prompt_tokens
+    completions = list(record["completions"])
+    for place, (text, size) in enumerate(zip(completions, sizes, strict=True)):
+        if size > room:
+            part = cut_to(text, lambda p: len(encode_completion(tokenizer, p)) <= room)
+            completions[place], cut = (text, cut) if part is None else (part, cut + 1)
+    return {**record, "completions": completions}, cut
+
+
+def _longest(messages: Sequence[Message]) -> int:
+    """The longest user message."""
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    return max(users, key=lambda i: len(messages[i]["content"]))
+
+
+def _cut_message(
+    messages: Sequence[Message], place: int, fits: Callable[[Messages], bool]
+) -> Messages | None:
+    """The messages with the longest beginning of one of them that makes the whole fit."""
+
+    def changed(part: str) -> Messages:
+        message: Any = {**messages[place], "content": part}
+        return [*messages[:place], message, *messages[place + 1 :]]
+
+    part = cut_to(messages[place]["content"], lambda text: fits(changed(text)))
+    return None if part is None else changed(part)

@@ -1,0 +1,69 @@
+"""The project's own records, and lists of bare strings.
+
+A prompt may also be a bare text, which is one user message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rlhf_lightning.data.formats.base import Adapted, Format, Row, turn
+from rlhf_lightning.data.records import detect_kind, validate
+from rlhf_lightning.data.sentences import chunks
+from rlhf_lightning.errors import UserError
+
+
+def _native(kind: str) -> Callable[[Row, str], Adapted]:
+    def adapt(row: Row, where: str) -> Adapted:
+        if isinstance(row, dict) and isinstance(row.get("prompt"), str):
+            row = {**row, "prompt": [turn("user", row["prompt"])]}
+        yield kind, _record(kind, row, where)
+
+    return adapt
+
+
+def _text(row: Row, where: str, *, chunk_chars: int | None = None) -> Adapted:
+    """Options: `chunk_chars`, about the longest record; null keeps a row whole."""
+    record = _record("text", row, where)
+    if chunk_chars is None or len(record["text"]) <= chunk_chars:
+        yield "text", record
+        return
+    for piece in chunks(record["text"].splitlines(), chunk_chars):
+        yield "text", {**record, "text": piece}
+
+
+def _record(kind: str, row: Row, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: must be a JSON object, got {row!r:.60}")
+    record = dict(row)
+    record.pop("source", None)  # the mixture names it
+    detect_kind(record, where=where)
+    # whether all are tied is a matter of counting
+    return validate(kind, record, where=where, allow_all_tied=True)
+
+
+def _strings(row: Row, where: str) -> Adapted:
+    if not isinstance(row, str) or not row.strip():
+        raise UserError(f"{where}: must be a JSON string that is not empty, got {row!r:.60}")
+    yield "prompt", {"prompt": [turn("user", row.strip())]}
+
+
+OWN = (
+    Format("messages", "messages", lambda r: "messages" in r, _native("demonstration"), True),
+    Format(
+        "comparison",
+        "prompt, completions, ranks or pairs",
+        lambda r: "completions" in r,
+        _native("comparison"),
+        True,
+    ),
+)
+"""To be asked first."""
+
+OWN_LAST = (
+    Format("prompt", "prompt", lambda r: "prompt" in r, _native("prompt"), True),
+    Format("text", "text", lambda r: "text" in r, _text, True),
+    Format("strings", "bare JSON strings, each a prompt", lambda _: False, _strings, True),
+)
+"""To be asked when nothing that has more keys fits."""

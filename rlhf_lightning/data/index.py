@@ -1,0 +1,128 @@
+"""Which records a source has, in flat arrays: made once, 18 bytes a record."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlhf_lightning.data.records import SPLITS
+
+Address = tuple[int, int, int, int]
+"""File, where its row begins, the row's length, and which of the row's records."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides which of the records a split gets."""
+
+    validation_fraction: float = 0.05
+    test_fraction: float = 0.05
+    held_out_prompts: float = 0.0
+    """Share of training prompts that are for the kind prompt alone, and its only ones."""
+    exclude: np.ndarray | None = None
+    """Key hashes of prompts that are held out elsewhere: never for training."""
+    limit: int | None = None
+    """Records of each kind and split at most."""
+
+
+class Places:
+    """Addresses of the records of one kind and split."""
+
+    def __init__(
+        self, files: np.ndarray, starts: np.ndarray, lengths: np.ndarray, subs: np.ndarray
+    ):
+        self._columns = (files, starts, lengths, subs)
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def __getitem__(self, index: int) -> Address:
+        file, start, length, sub = (int(column[index]) for column in self._columns)
+        return file, start, length, sub
+
+    def __add__(self, other: Places) -> Places:
+        pairs = zip(self._columns, other._columns, strict=True)
+        return Places(*(np.concatenate(pair) for pair in pairs))
+
+    def first(self, count: int | None) -> Places:
+        """At most the first `count`."""
+        return Places(*(column[:count] for column in self._columns))
+
+
+@dataclass
+class Found:
+    """Records of one kind as the scan finds them."""
+
+    files: array[int] = field(default_factory=lambda: array("H"))
+    starts: array[int] = field(default_factory=lambda: array("Q"))
+    lengths: array[int] = field(default_factory=lambda: array("I"))
+    subs: array[int] = field(default_factory=lambda: array("I"))
+    keys: array[int] = field(default_factory=lambda: array("Q"))
+    """Hash of what decides the split."""
+    contents: array[int] = field(default_factory=lambda: array("Q"))
+    """Hash of what makes two records the same."""
+
+    def add(self, address: Address, key: int, content: int) -> None:
+        columns = (self.files, self.starts, self.lengths, self.subs)
+        for column, value in zip(columns, address, strict=True):
+            column.append(value)
+        self.keys.append(key)
+        self.contents.append(content)
+
+    def only(self, rows: np.ndarray) -> Found:
+        """These rows alone."""
+        columns = (self.files, self.starts, self.lengths, self.subs, self.keys, self.contents)
+        return Found(*(array(c.typecode, np.asarray(c)[rows].tobytes()) for c in columns))
+
+    def places(self, kept: np.ndarray) -> Places:
+        columns = (self.files, self.starts, self.lengths, self.subs)
+        return Places(*(np.asarray(column)[kept] for column in columns))
+
+
+def settle(
+    kind: str, found: Found, rules: Rules, *, count_repeats: bool
+) -> tuple[dict[str, Places], Counter[str], np.ndarray]:
+    """Each split's places, what was removed and why, and the keys of the held-out splits."""
+    removed: Counter[str] = Counter()
+    keys, contents = np.asarray(found.keys), np.asarray(found.contents)
+    kept = np.sort(np.unique(contents, return_index=True)[1])
+    if count_repeats:
+        removed["duplicate"] = len(keys) - len(kept)
+    splits = splits_of(keys[kept], rules)
+    held_out = np.unique(keys[kept[splits != 0]])
+    for reason, unwanted in _unwanted(kind, keys[kept], rules).items():
+        gone = unwanted & (splits == 0) & (kept >= 0)
+        removed[reason] = int(gone.sum())
+        kept = np.where(gone, -1, kept)
+    splits, kept = splits[kept >= 0], kept[kept >= 0]
+    chosen = {name: kept[splits == i][: rules.limit] for i, name in enumerate(SPLITS)}
+    places = {name: found.places(rows) for name, rows in chosen.items()}
+    return places, +removed, held_out
+
+
+def splits_of(keys: np.ndarray, rules: Rules) -> np.ndarray:
+    """Index into SPLITS for each 64-bit key, as `records.split_of` has it."""
+    uniform = keys.astype(np.float64) / 2.0**64
+    test, validation = rules.test_fraction, rules.validation_fraction
+    return np.select([uniform < test, uniform < test + validation], [2, 1], 0)
+
+
+def for_prompts_alone(keys: np.ndarray, fraction: float) -> np.ndarray:
+    """Which training prompts only the kind prompt sees: the key's lower half, which no split looks at."""
+    return (keys & np.uint64(0xFFFFFFFF)) < np.uint64(round(fraction * 2**32))
+
+
+def _unwanted(kind: str, keys: np.ndarray, rules: Rules) -> dict[str, np.ndarray]:
+    """Reason → which records are not for training."""
+    unwanted: dict[str, np.ndarray] = {}
+    if kind == "text":  # raw text is no prompt
+        return unwanted
+    if rules.exclude is not None and len(rules.exclude):
+        unwanted["in_another_split"] = np.isin(keys, rules.exclude)
+    if rules.held_out_prompts > 0:
+        alone = for_prompts_alone(keys, rules.held_out_prompts)
+        unwanted["held_out_prompt"] = ~alone if kind == "prompt" else alone
+    return unwanted
