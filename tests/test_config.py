@@ -81,7 +81,7 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
     ("overrides", "expected"),
     [
         # unknown group option
-        (["model=nanoo"], "model must be one of hf, nano, small, got 'nanoo'; did you mean nano?"),
+        (["model=nanoo"], "smollm2_1_7b, got 'nanoo'; did you mean nano?"),
         (["ppo=3"], "ppo must be one of default, instructgpt, tldr, got '3'"),
         (
             ["experiment=debgu"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -191,12 +192,17 @@ def test_the_command_leaves_a_page_and_numbers(
     found = rlhf_here(
         f"outputs={tmp_path / 'outputs'}", "task=data", "mix=files", *sources, "data.rows=6"
     )
-    assert found == {"data/records": 80.0}
+    # 40 prompts, 40 comparisons, and the prompts of these
+    assert found == {"data/records": 120.0}
     folder = only(tmp_path / "outputs" / "data")
     assert sorted(p.name for p in folder.iterdir()) == ["data.json", "report.html"]
     parts = json.loads((folder / "data.json").read_text())["parts"]
     assert sum(part["read"] for part in parts if part["kind"] == "comparison") == 40
-    assert all(part["size"] == part["read"] and part["mix_share"] == 1.0 for part in parts)
+    assert all(part["size"] == part["read"] for part in parts)
+    shares: Counter[tuple[str, str]] = Counter()
+    for part in parts:
+        shares[part["kind"], part["split"]] += part["mix_share"]
+    assert all(share == pytest.approx(1) for share in shares.values())
     assert all(
         p["comparisons"]["longer_wins_share"] == 0 for p in parts if p["kind"] == "comparison"
     )
