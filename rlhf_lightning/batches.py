@@ -104,6 +104,8 @@ class ComparisonBatch(TensorBatch):
     mask: Bool[Tensor, "completion token"]
     group: Int[Tensor, " completion"]
     """The prompt (0, 1, ... in this batch) that each completion answers."""
+    prompt_tokens: Int[Tensor, " completion"]
+    """Tokens of the row that are its prompt's."""
     pairs: Int[Tensor, "pair 2"]
     """Rows (winner, loser) of every pair that is not a tie."""
     weights: Float[Tensor, " pair"]
@@ -130,6 +132,7 @@ class ComparisonBatch(TensorBatch):
             ids=self.ids[rows, :width],
             mask=self.mask[rows, :width],
             group=self.group[rows] - start,
+            prompt_tokens=self.prompt_tokens[rows],
             pairs=self.pairs[pairs] - rows[0],
             weights=self.weights[pairs],
             margins=self.margins[pairs],

@@ -62,6 +62,7 @@ def check_targets(tree: dict[str, Any]) -> None:
     for group, parts in (
         ("reward_source.parts", tree["reward_source"]["parts"]),
         ("evaluate.known", tree["evaluate"]["known"]),
+        ("reward.rank_by", tree["reward"]["rank_by"]),
     ):
         for name, part in parts.items():
             if part["kind"] == "function":

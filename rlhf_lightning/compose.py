@@ -24,6 +24,7 @@ from rlhf_lightning.config import (
     EvaluateConfig,
     MixConfig,
     ModelConfig,
+    RewardConfig,
     RewardPartConfig,
     RewardSourceConfig,
     RootConfig,
@@ -39,6 +40,7 @@ OPEN_NODES = {
     "mix.sources": SourceConfig,
     "reward_source.parts": RewardPartConfig,
     "evaluate.known": RewardPartConfig,
+    "reward.rank_by": RewardPartConfig,
 }
 """Key → what each of its entries is; the names are the user's."""
 
@@ -57,6 +59,7 @@ def register() -> None:
     schema.model = OmegaConf.structured(ModelConfig)
     schema.mix = OmegaConf.structured(MixConfig)
     schema.evaluate = OmegaConf.structured(EvaluateConfig)
+    schema.reward = OmegaConf.structured(RewardConfig)
     schema.reward_source = OmegaConf.structured(RewardSourceConfig)
     # open, so that new names need no `+` on the command line
     for node in (
@@ -65,11 +68,17 @@ def register() -> None:
         schema.mix.weights,
         schema.evaluate.models,
         schema.evaluate.known,
+        schema.reward.rank_by,
         schema.reward_source.parts,
     ):
         OmegaConf.set_struct(node, False)
     # `mix.sources.mine.path=...` first makes an untyped `mine`; to_root types it
-    for node in (schema.mix.sources, schema.reward_source.parts, schema.evaluate.known):
+    for node in (
+        schema.mix.sources,
+        schema.reward.rank_by,
+        schema.reward_source.parts,
+        schema.evaluate.known,
+    ):
         node._metadata.element_type = Any
     ConfigStore.instance().store("schema", schema, provider="rlhf")
 

@@ -8,6 +8,7 @@ from typing import Any
 from rlhf_lightning.config.checks import require
 from rlhf_lightning.config.lora import LoRAConfig
 from rlhf_lightning.config.model import ModelConfig
+from rlhf_lightning.config.reward_source import RewardPartConfig
 from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 
 
@@ -23,6 +24,9 @@ class RewardConfig:
     completions: str = "policy"
     """policy: sampled from the current policy and ranked by the source's labelers; speakers: the source's own
     comparisons."""
+    rank_by: dict[str, RewardPartConfig] = field(default_factory=dict)
+    """Functions (by name, with weights) that rank the policy's completions in the place of the sources' labelers: a
+    score that is known, to learn from and to compare with. Empty: the sources' labelers."""
     prompts: int = 1600
     """Prompts with K completions each that are collected and trained on."""
     eval_prompts: int = 200
@@ -42,6 +46,9 @@ class RewardConfig:
     """Prompts of one forward pass per device."""
     rollout_batch_size: int = 256
     """Completions sampled or scored at once per device."""
+    share_prompt: bool = False
+    """Compute a prompt once for all its completions instead of once for each: the same scores and gradients, several
+    times faster where prompts are long. Needs attention that takes a 4-D mask (sdpa, eager)."""
     margin: float = 0.0
     """Added per rank of distance to the score difference that a pair must reach."""
     centering: float = 0.0
@@ -76,6 +83,14 @@ class RewardConfig:
             "checkpoint_every",
         ):
             require(getattr(self, key) >= 1, f"reward.{key}", ">= 1", getattr(self, key))
+        for name, part in self.rank_by.items():
+            require(part.kind == "function", f"reward.rank_by.{name}.kind", "function", part.kind)
+        require(
+            not self.rank_by or self.completions == "policy",
+            "reward.rank_by",
+            "left out where reward.completions is speakers",
+            sorted(self.rank_by),
+        )
         require(self.min_completions >= 2, "reward.min_completions", ">= 2", self.min_completions)
         require(
             self.max_completions >= self.min_completions,

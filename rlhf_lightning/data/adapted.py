@@ -115,7 +115,7 @@ class AdaptedSource:
                     self._add(found, known, item, (*place, sub), where)
         self.removed += self._rows.removed
         used = {name for known, _ in self._formats.values() for name in formats.options_of(known)}
-        if "text" in {known.name for known, _ in self._formats.values()}:
+        if {"text", "continuation"} & {known.name for known, _ in self._formats.values()}:
             used.add("strip_gutenberg")
         for name in sorted(set(self._args) - used):
             names = sorted({known.name for known, _ in self._formats.values()})

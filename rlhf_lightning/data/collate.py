@@ -73,6 +73,7 @@ def collate_comparisons(
     """
     rows: list[Ids] = []
     group: list[int] = []
+    prompt_tokens: list[int] = []
     pairs: list[tuple[int, int]] = []
     weights: list[float] = []
     margins: list[int] = []
@@ -85,11 +86,13 @@ def collate_comparisons(
         decided += bool(found)
         rows += [prompt + list(completion) for completion in completions]
         group += [number] * len(completions)
+        prompt_tokens += [len(prompt)] * len(completions)
     ids, mask = _padded(rows, pad_id, left=False)
     return ComparisonBatch(
         ids=ids,
         mask=mask,
         group=torch.tensor(group, dtype=torch.long),
+        prompt_tokens=torch.tensor(prompt_tokens, dtype=torch.long),
         pairs=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         weights=torch.tensor(weights, dtype=torch.float32),
         margins=torch.tensor(margins, dtype=torch.float32),

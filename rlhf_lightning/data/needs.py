@@ -21,9 +21,12 @@ def require_records(mixture: Mixture, root: RootConfig, task: str) -> None:
                 mixture.size(kind, split)
             except UserError as error:
                 raise UserError(f"{error}{_WAYS_ROUND.get((task, kind), '')}") from None
-    if task == "reward" and root.reward.completions == "policy" and not mixture.ranks_prompts:
+    hp = root.reward
+    ranked = hp.rank_by or mixture.ranks_prompts
+    if task == "reward" and hp.completions == "policy" and not ranked:
         raise UserError(
-            "reward.completions must be speakers for a mix whose sources have no labelers, got 'policy'"
+            "reward.completions must be speakers for a mix whose sources have no labelers (or name a function as"
+            " reward.rank_by.NAME.target), got 'policy'"
         )
 
 

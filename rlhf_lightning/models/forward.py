@@ -41,21 +41,25 @@ def inputs_for(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Any]:
 
 
 def packed_logits(model: nn.Module, batch: SFTBatch) -> Tensor:
-    """Logits (N, T, V) of packed rows; a token sees only earlier tokens of its own document.
-
-    The mask is 4-D (row, head, query, key), which transformers passes through as it is: bool for sdpa,
-    additive for eager.
-    """
+    """Logits (N, T, V) of packed rows; a token sees only earlier tokens of its own document."""
     same = batch.documents[:, :, None] == batch.documents[:, None, :]
     causal = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
     # a padding query sees the other padding before it: a row without any key would be NaN
-    mask = (same & causal)[:, None]
-    if model.config._attn_implementation == "eager":  # type: ignore[union-attr]
-        lowest = torch.finfo(model.dtype).min  # type: ignore[arg-type]
-        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)  # type: ignore[arg-type]
     return model(
-        input_ids=batch.ids, attention_mask=mask, position_ids=batch.positions, use_cache=False
+        input_ids=batch.ids,
+        attention_mask=attention_mask(model, same & causal),
+        position_ids=batch.positions,
+        use_cache=False,
     ).logits
+
+
+def attention_mask(model: nn.Module, allowed: Tensor) -> Tensor:
+    """Who may see whom, bool (N, query, key), as transformers passes it on: 4-D, bool for sdpa, numbers for eager."""
+    mask = allowed[:, None]
+    if model.config._attn_implementation != "eager":  # type: ignore[union-attr]
+        return mask
+    lowest = torch.finfo(model.dtype).min  # type: ignore[arg-type]
+    return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)  # type: ignore[arg-type]
 
 
 def response_logits(
@@ -112,17 +116,18 @@ def token_values(
         hidden = _hidden(model, ids, torch.cat([prompt_mask, response_mask], 1))
     start = prompt_ids.shape[1] - 1
     hidden = hidden[:, start : start + response_ids.shape[1]]
-    return _scores(model, hidden)
+    return head_scores(model, hidden)
 
 
 def sequence_scores(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     """The reward model's score of each row, (C,) fp32, read at the last real token."""
     last = ids.shape[1] - 1 - mask.long().flip(1).argmax(1)
     hidden = _hidden(model, ids, mask)[torch.arange(len(ids), device=ids.device), last]
-    return _scores(model, hidden)
+    return head_scores(model, hidden)
 
 
-def _scores(model: nn.Module, hidden: Tensor) -> Tensor:
+def head_scores(model: nn.Module, hidden: Tensor) -> Tensor:
+    """The scalar head on hidden states (..., d), normalised, fp32 (...)."""
     head: Any = model.score
     raw = head(hidden.to(head.weight.dtype))[..., 0]
     return normalised(model, raw.float())

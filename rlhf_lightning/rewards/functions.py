@@ -41,6 +41,14 @@ def wants_record(function: Callable[..., Any]) -> bool:
     return parameter is not None and parameter.kind is not parameter.POSITIONAL_ONLY
 
 
+def call_function(
+    function: Function, prompt: str, response: str, record: Mapping[str, Any]
+) -> float:
+    """The score of one response, by a function that may or may not want the record."""
+    named = {"record": record} if wants_record(function) else {}
+    return float(function(prompt, response, **named))
+
+
 def _imported(target: str, key: str) -> Any:
     rule = f"{key}.target must be the import path of a function or class, got {target!r}"
     module, _, name = target.rpartition(".")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.rewards.base import ScoreRequest
-from rlhf_lightning.rewards.functions import wants_record
+from rlhf_lightning.rewards.functions import call_function
 
 
 class TextReward(nn.Module):
@@ -16,15 +16,10 @@ class TextReward(nn.Module):
 
     def __init__(self, function: Callable[..., float]) -> None:
         super().__init__()
-        self.function, self.takes_record = function, wants_record(function)
+        self.function = function
 
     def forward(self, request: ScoreRequest) -> Tensor:
         """Scores (B,); the function's own errors are the user's to see."""
         rows = zip(request.prompts, request.responses, request.records, strict=True)
-        scores = [
-            float(
-                self.function(prompt, response, **({"record": record} if self.takes_record else {}))
-            )
-            for prompt, response, record in rows
-        ]
+        scores = [call_function(self.function, *row) for row in rows]
         return torch.tensor(scores, dtype=torch.float32, device=request.prompt_ids.device)

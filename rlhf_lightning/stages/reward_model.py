@@ -19,7 +19,7 @@ from rlhf_lightning.batches import ComparisonBatch
 from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.functional.losses import kwise_loss
-from rlhf_lightning.models.forward import sequence_scores
+from rlhf_lightning.models.shared_prompt import comparison_scores
 from rlhf_lightning.stages.updates import (
     LearningRate,
     OptimizerFactory,
@@ -70,7 +70,7 @@ class RewardModule(LightningModule):
         loss_sum = torch.zeros((), device=batch.ids.device)
         right = torch.zeros((), device=batch.ids.device)
         for micro in batch.micro_batches(self.hp.micro_batch_size):
-            scores = sequence_scores(self.model, micro.ids, micro.mask)
+            scores = self.scores(micro)
             loss = self.loss(scores, micro, prompts=max(batch.prompts, 1))
             require_finite(loss, where=where)
             self.manual_backward(loss)
@@ -90,6 +90,10 @@ class RewardModule(LightningModule):
             self, {f"reward/train/{k}": v for k, v in metrics.items()} | speed, step=batch_idx + 1
         )
 
+    def scores(self, batch: ComparisonBatch) -> Tensor:
+        """The score of each completion, (C,) fp32."""
+        return comparison_scores(self.model, batch, share_prompt=self.hp.share_prompt)
+
     def loss(self, scores: Tensor, batch: ComparisonBatch, *, prompts: int) -> Tensor:
         """The K-wise loss of scores (C,), summed over the batch's prompts / `prompts`."""
         return kwise_loss(
@@ -105,7 +109,7 @@ class RewardModule(LightningModule):
 
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         for micro in batch.micro_batches(self.hp.micro_batch_size):
-            scores = sequence_scores(self.model, micro.ids, micro.mask)
+            scores = self.scores(micro)
             loss = self.loss(scores, micro, prompts=1)
             self._val.append(
                 (int(_right(scores, micro)), len(micro.pairs), float(loss), micro.prompts)

@@ -20,8 +20,12 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.generation import sample
 from rlhf_lightning.models.loading import frozen, grow_embeddings, load_policy, placed
 from rlhf_lightning.models.tokens import decode, eos_id, pad_id
+from rlhf_lightning.rewards.functions import call_function, load_function
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job, parent_tokenizer
+
+Ranker = Callable[[Prompt, list[str]], list[int]]
+"""A prompt and different completions → their ranks, 0 = best."""
 
 WINDOW = 16
 """Batches of completions that are sorted by length together."""
@@ -81,9 +85,10 @@ def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
     sizes = [rng.randint(hp.min_completions, hp.max_completions) for _ in prompts]
     with counted(f"reward: completions for {split}", sum(sizes)) as done:
         texts = _completions(job, policy, tokenizer, prompts, sizes, split, done)
+        rank = _ranker(job, tokenizer, split)
         for prompt, size in zip(prompts, sizes, strict=True):
             completions = [next(texts) for _ in range(size)]
-            yield _ranked(job, prompt, completions, split)
+            yield _ranked(prompt, completions, rank)
 
 
 def _completions(
@@ -137,15 +142,40 @@ def _speak(
     return decode(tokenizer, responses.ids, responses.mask)
 
 
-def _ranked(job: Job, prompt: Prompt, completions: list[str], split: str) -> dict[str, Any]:
+def _ranker(job: Job, tokenizer: PreTrainedTokenizerFast, split: str) -> Ranker:
+    """Ranks by the functions of `reward.rank_by`, else by the source's labelers of the split."""
+    parts = {
+        name: (
+            part.weight,
+            load_function(str(part.target), part.args, key=f"reward.rank_by.{name}"),
+        )
+        for name, part in job.root.reward.rank_by.items()
+    }
+
+    def known(prompt: Prompt, texts: list[str]) -> list[int]:
+        asked = tokenizer.decode(prompt.ids)
+        scores = [
+            sum(w * call_function(f, asked, text, prompt.record) for w, f in parts.values())
+            for text in texts
+        ]
+        order = sorted(set(scores), reverse=True)
+        return [order.index(score) for score in scores]
+
+    def labeled(prompt: Prompt, texts: list[str]) -> list[int]:
+        ranks = job.mixture.rank(prompt.record, texts, split=split, index=prompt.index)
+        if ranks is None:
+            raise UserError(
+                "reward.completions must be speakers for a mix whose sources have no labelers, got 'policy'"
+            )
+        return ranks
+
+    return known if parts else labeled
+
+
+def _ranked(prompt: Prompt, completions: list[str], rank: Ranker) -> dict[str, Any]:
     """A comparison record. Equal texts tie: a labeler sees each text once."""
     different = list(dict.fromkeys(completions))
-    ranks = job.mixture.rank(prompt.record, different, split=split, index=prompt.index)
-    if ranks is None:
-        raise UserError(
-            "reward.completions must be speakers for a mix whose sources have no labelers, got 'policy'"
-        )
-    rank_of = dict(zip(different, ranks, strict=True))
+    rank_of = dict(zip(different, rank(prompt, different), strict=True))
     record = {
         key: prompt.record[key] for key in ("prompt", "source", "meta") if key in prompt.record
     }

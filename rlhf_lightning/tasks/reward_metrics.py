@@ -16,8 +16,8 @@ from rlhf_lightning.data.cutting import cut_comparisons
 from rlhf_lightning.data.records import pairs_of
 from rlhf_lightning.data.stored import StoredRecords
 from rlhf_lightning.functional.statistics import expected_calibration_error
-from rlhf_lightning.models.forward import sequence_scores
 from rlhf_lightning.models.loading import placed
+from rlhf_lightning.models.shared_prompt import comparison_scores
 from rlhf_lightning.models.tokens import pad_id
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job
@@ -47,7 +47,7 @@ def scored(
         job.stop.check()
         chunk = items[start : start + hp.micro_batch_size]
         batch = collate_comparisons(chunk, pad_id(tokenizer))
-        scores = sequence_scores(model, batch.ids.to(device), batch.mask.to(device)).cpu()
+        scores = comparison_scores(model, batch.to(device), share_prompt=hp.share_prompt).cpu()
         parts = scores.split([len(completions) for _, completions, _ in chunk])
         found += [(record, part) for (_, _, record), part in zip(chunk, parts, strict=True)]
     return found

@@ -146,3 +146,36 @@ def test_accuracy_is_the_share_of_pairs_in_the_labelers_order() -> None:
     scores = all_scores(reward, batch)
     right = sum(scores[w] > scores[x] for w, x in batch.pairs.tolist())
     assert fit(reward, [batch])[0]["reward/train/accuracy"] == right / len(batch.pairs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_prompt_computed_once_gives_the_same_scores_and_gradient(
+    family: str, attention: str
+) -> None:
+    reward = module(family, replace(HP, share_prompt=True))
+    reward.model.set_attn_implementation(attention)
+    plain = RewardModule(HP, reward.model, reward.make_optimizer, total_steps=1)
+    batch = comparisons()
+    torch.testing.assert_close(reward.scores(batch), plain.scores(batch), rtol=1e-5, atol=1e-5)
+    prompts = batch.prompts
+    shared = gradient(
+        reward, (reward.loss(reward.scores(m), m, prompts=prompts) for m in batch.micro_batches(3))
+    )
+    alone = gradient(plain, [plain.loss(plain.scores(batch), batch, prompts=prompts)])
+    torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_a_prompt_computed_once_takes_one_row_of_prompt_and_completions() -> None:
+    """Prompts of 2 and 3 tokens with completions of 1 + 2 and 2 + 2 tokens: 5 and 7 tokens instead of 3 + 4 and 5 + 5."""
+    items = [
+        ([5, 6], [[7], [8, 9]], {"completions": ["", ""], "ranks": [0, 1]}),
+        ([5, 6, 7], [[8, 9], [3, 4]], {"completions": ["", ""], "ranks": [0, 1]}),
+    ]
+    seen: list[tuple[int, ...]] = []
+    reward = module(hp=replace(HP, share_prompt=True))
+    reward.model.model.embed_tokens.register_forward_hook(
+        lambda _, args, out: seen.append(tuple(args[0].shape))
+    )
+    reward.scores(collate_comparisons(items, PAD))
+    assert seen == [(2, 7)]

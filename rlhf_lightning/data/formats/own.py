@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rlhf_lightning.data.formats.base import Adapted, Format, Row, turn
+from rlhf_lightning.data.formats.base import Adapted, Format, Removed, Row, turn
 from rlhf_lightning.data.records import detect_kind, validate
-from rlhf_lightning.data.sentences import chunks
+from rlhf_lightning.data.sentences import chunks, cut_to
 from rlhf_lightning.errors import UserError
 
 
@@ -31,6 +31,31 @@ def _text(row: Row, where: str, *, chunk_chars: int | None = None) -> Adapted:
         return
     for piece in chunks(record["text"].splitlines(), chunk_chars):
         yield "text", {**record, "text": piece}
+
+
+def _continuation(
+    row: Row,
+    where: str,
+    *,
+    instruction: str = "Continue this story.",
+    prompt_chars: int = 240,
+    response_chars: int = 120,
+    chunk_chars: int | None = None,
+) -> Adapted:
+    """A text's first sentences as the request to go on, the next ones as the answer.
+
+    Options: `instruction`, `prompt_chars` and `response_chars` of whole sentences; `chunk_chars` as of text.
+    """
+    for _, record in _text(row, where, chunk_chars=chunk_chars):
+        text = " ".join(record["text"].split())
+        begun = cut_to(text, lambda part: len(part) <= prompt_chars)
+        rest = text[len(begun) :].strip() if begun else ""
+        answer = cut_to(rest, lambda part: len(part) <= response_chars) if rest else None
+        if begun is None or answer is None:
+            yield Removed("no_sentence_that_fits")
+            continue
+        asked = turn("user", f"{instruction}\n\n{begun}")
+        yield "demonstration", {"messages": [asked, turn("assistant", answer)]}
 
 
 def _record(kind: str, row: Row, where: str) -> dict[str, Any]:
@@ -64,6 +89,7 @@ OWN = (
 OWN_LAST = (
     Format("prompt", "prompt", lambda r: "prompt" in r, _native("prompt"), True),
     Format("text", "text", lambda r: "text" in r, _text, True),
+    Format("continuation", "by name only: text to be continued", lambda _: False, _continuation),
     Format("strings", "bare JSON strings, each a prompt", lambda _: False, _strings, True),
 )
 """To be asked when nothing that has more keys fits."""
