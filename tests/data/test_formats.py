@@ -14,7 +14,7 @@ from rlhf_lightning.data.formats import FORMATS, Removed
 from rlhf_lightning.errors import UserError
 from tests.data.formats_rows import CSV, EXAMPLES, HH, QA, TREE, A, B, U, node
 
-REAL = Path(os.environ.get("RLHF_DATA", "/work/shared/data"))
+REAL = Path(os.environ.get("RLHF_DATA") or Path(__file__).parents[3] / "shared" / "data")
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no data at {REAL} (set RLHF_DATA)")
 
 
@@ -48,8 +48,8 @@ def write(path, row, form):
         pq.write_table(pa.Table.from_pylist([row]), path)
 
 
-def test_every_format_has_an_example_but_bare_strings():
-    assert {known.name for known in FORMATS} == EXAMPLES.keys() | {"strings"}
+def test_every_format_has_an_example_but_those_without_keys():
+    assert {known.name for known in FORMATS} == EXAMPLES.keys() | {"strings", "continuation"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -421,3 +421,17 @@ def test_real_books_lose_their_licence_and_nothing_else():
     assert len(source.paths) == 5
     assert max(map(len, said)) <= 800
     assert not any("Project Gutenberg License" in text for text in said)
+
+
+def test_a_text_becomes_a_request_to_go_on_and_its_next_sentences(tmp_path):
+    """Beginnings of at most 20 characters, whole sentences: "One two. Three." (15); then "Four five." (10) of 12."""
+    path = tmp_path / "story.jsonl"
+    rows = ["One two. Three. Four five. Six.", "A single sentence that has no end"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    args = {"instruction": "Go on.", "prompt_chars": 20, "response_chars": 12}
+    source = all_train(path, format_name="continuation", args=args)
+    (spoken,) = records(source, "demonstration")
+    asked = {"role": "user", "content": "Go on.\n\nOne two. Three."}
+    assert spoken["messages"] == [asked, {"role": "assistant", "content": "Four five."}]
+    assert records(source, "prompt") == [{"prompt": [asked]}]
+    assert source.removed["no_sentence_that_fits"] == 1

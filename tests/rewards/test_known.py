@@ -11,7 +11,10 @@ import pytest
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards.known import LexiconSentiment, RougeLength
 
-VADER = Path(os.environ.get("RLHF_DATA", "/work/shared/data")) / "vader_lexicon/vader_lexicon.txt"
+VADER = (
+    Path(os.environ.get("RLHF_DATA") or Path(__file__).parents[3] / "shared" / "data")
+    / "vader_lexicon/vader_lexicon.txt"
+)
 
 
 def record(*references: str) -> dict[str, object]:

@@ -1,0 +1,67 @@
+"""Ranking of sampled completions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlhf_lightning.config import RewardConfig, RewardPartConfig
+from rlhf_lightning.data.prompts import Prompt
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.tasks.collect import _ranked, _ranker
+
+PROMPT = Prompt(3, [7, 8], {"prompt": [{"role": "user", "content": "Hi"}], "meta": {"best": 5}})
+
+
+def length(prompt: str, response: str) -> float:
+    return len(response)
+
+
+def near(prompt: str, response: str, *, record: dict[str, Any]) -> float:
+    assert prompt == "decoded"
+    return -abs(len(response) - record["meta"]["best"])
+
+
+def job(**parts: RewardPartConfig) -> Any:
+    mixture = SimpleNamespace(rank=lambda record, texts, *, split, index: [index] * len(texts))
+    root = SimpleNamespace(reward=RewardConfig(rank_by=parts))
+    return SimpleNamespace(root=root, mixture=mixture)
+
+
+def part(name: str, weight: float) -> RewardPartConfig:
+    return RewardPartConfig(target=f"tests.tasks.test_collect.{name}", weight=weight)
+
+
+def ranks(of: Any, texts: list[str]) -> list[int]:
+    tokenizer: Any = SimpleNamespace(decode=lambda ids: "decoded")
+    return _ranked(PROMPT, texts, _ranker(of, tokenizer, "train"))["ranks"]
+
+
+def test_functions_rank_by_their_weighted_sum_and_equal_scores_tie() -> None:
+    """2·near − length: lengths 5, 7, 3, 5 give 0 − 5, −4 − 7, −4 − 3, 0 − 5 = −5, −11, −7, −5."""
+    found = ranks(
+        job(a=part("near", 2.0), b=part("length", -1.0)), ["fives", "sevenxx", "thr", "sivef"]
+    )
+    assert found == [0, 2, 1, 0]
+
+
+def test_without_functions_the_sources_labelers_rank() -> None:
+    assert ranks(job(), ["a", "b", "a"]) == [3, 3, 3]
+
+
+def test_a_mix_without_labelers_is_refused_where_no_function_ranks() -> None:
+    nobody = job()
+    nobody.mixture.rank = lambda *args, **kwargs: None
+    with pytest.raises(UserError, match=r"reward\.completions must be speakers"):
+        ranks(nobody, ["a", "b"])
+
+
+def test_what_ranks_is_a_function_and_ranks_sampled_completions() -> None:
+    with pytest.raises(
+        UserError, match=r"reward\.rank_by\.a\.kind must be function, got 'learned'"
+    ):
+        RewardConfig(rank_by={"a": RewardPartConfig(kind="learned")})
+    with pytest.raises(UserError, match=r"reward\.rank_by must be left out where .* speakers"):
+        RewardConfig(completions="speakers", rank_by={"a": part("length", 1.0)})
