@@ -3,7 +3,11 @@
 Foreign classes (optimizers, Trainer, loggers, callbacks) stay plain `_target_` nodes and are typed `Any` here;
 `rlhf_lightning.compose` checks their keys against the target's signature.
 Sources in brackets are those of docs: [I] InstructGPT, [S] Learning to summarize, [Z] Ziegler et al.,
-[N] N implementation details (summarization). "nano" marks a default chosen by measurement for the built-in world.
+[N] N implementation details (summarization). "nano" marks a default chosen by measurement for the built-in world,
+"size" one that only trades memory for speed, "habit" one that is the field's custom and was not measured here.
+
+A default here is what a key has where no preset sets it. The presets in conf/ override many of them, and the
+command's own defaults are those presets (sft=default, ppo=default, ...): `rlhf --cfg job` prints what holds.
 
 One file a group of settings: `model`, `mix`, `lora`, `sft`, `reward`, `reward_source`, `ppo`, `evaluate`, `generate`,
 `data`; `root` holds them together.

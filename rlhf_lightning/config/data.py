@@ -12,9 +12,11 @@ class DataConfig:
     """How much of a mix is read and shown."""
 
     records: int = 2000
-    """Records that are read of an endless source, for each kind and split; a finite one is read to its end."""
+    """Records that are read of an endless source, for each kind and split; a finite one is read to its end.
+    Habit: enough for shares to the per cent."""
     rows: int = 20
-    """Training rows that are shown as the model sees them, shared among the kinds of records; drawn by `seed`."""
+    """Training rows that are shown as the model sees them, shared among the kinds of records; drawn by `seed`.
+    Habit: a page."""
 
     def __post_init__(self) -> None:
         require(self.records >= 1, "data.records", ">= 1", self.records)

@@ -27,6 +27,7 @@ class GenerateConfig:
     """How responses are drawn; what for and where to are the root's `input`, `prompt` and `output`."""
 
     init: GenerateInitConfig = field(default_factory=GenerateInitConfig)
+    """Which models speak and score; null where nothing is said."""
     samples: int = 1
     """Responses for each prompt."""
     max_response_tokens: int = 36
@@ -35,9 +36,9 @@ class GenerateConfig:
     """A longer prompt is left out and counted, never cut; null: what model.context_length leaves beside
     max_response_tokens."""
     temperature: float = 1.0
-    """Softmax temperature; 0: always the likeliest token (greedy)."""
+    """Softmax temperature; 0: always the likeliest token (greedy). Default: the policy as it was trained."""
     batch_size: int = 64
-    """Responses sampled at once. Which response comes out does not depend on it (but for rounding)."""
+    """Responses sampled at once; size. Which response comes out does not depend on it (but for rounding)."""
     overwrite: bool = False
     """Replace an `output` that is there."""
 

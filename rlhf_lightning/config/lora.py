@@ -12,12 +12,14 @@ class LoRAConfig:
     """Train low-rank adapters and leave the weights frozen. Source: Hu et al. 2021, arXiv:2106.09685."""
 
     rank: int = 16
+    """r: an adapter of a layer with i inputs and o outputs has r · (i + o) numbers. Habit (8 to 64 are usual)."""
     alpha: float = 32.0
-    """An adapter's output is scaled by alpha / rank."""
+    """An adapter's output is scaled by alpha / rank. Habit: twice the rank; it stays when only the rank is changed."""
     targets: str = "all-linear"
-    """all-linear (every linear layer of the backbone, never the output layer), or names: q_proj,v_proj."""
+    """all-linear (every linear layer of the backbone, never the output layer), or names: q_proj,v_proj (quoted).
+    Default: Dettmers et al. 2023, arXiv:2305.14314, who found all layers to be needed."""
     dropout: float = 0.0
-    """On the adapters' input, while training SFT and the reward model; PPO has none, or its ratio would not be one."""
+    """On the adapters' input while SFT and the reward model train. PPO has none, or its ratio would not be one."""
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "lora.rank", ">= 1", self.rank)

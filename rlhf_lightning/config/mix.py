@@ -46,6 +46,7 @@ class MixConfig:
     """Which corpora, with which weights."""
 
     name: str = MISSING
+    """Short name, used in run names; each preset has its own."""
     root: str | None = None
     """Folder that relative paths of sources start from; null: the working directory."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -53,7 +54,8 @@ class MixConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Relative share of each source; a source that is absent here has weight 1."""
     validation_fraction: float = 0.05
-    """Share of prompts (by hash of the prompt) held out for validation in sources without splits of their own."""
+    """Share of prompts (by hash of the prompt) held out for validation in sources without splits of their own.
+    Habit."""
     test_fraction: float = 0.05
     """Share of prompts held out for the test split, likewise."""
     held_out_prompts: float = 0.0

@@ -17,19 +17,22 @@ class ModelConfig:
     path: str | None = None
     """Hub id or folder with safetensors; None builds a random model from `architecture`."""
     revision: str | None = None
-    """Hub revision to pin."""
+    """Branch, tag or commit of the hub; null: the newest, whatever it is by then."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """Keys of the transformers config of `model_type` (its own key `model_type` included)."""
     vocab_size: int = 768
-    """Size of the byte-level BPE that is trained on the mix's text where `path` is None."""
+    """Size of the byte-level BPE that is trained on the mix's text where `path` is None; model=nano has 512."""
     context_length: int = 128
-    """Tokens of prompt and response together that the model may see."""
+    """Tokens of prompt and response together that the model may see; every preset sets its own."""
     dtype: str = "float32"
-    """Parameter dtype: float32 | bfloat16 | float16."""
+    """Dtype of the weights: float32 | bfloat16; adapters are always fp32. Default: fp32, where Adam's small steps are
+    not rounded away; trainer.precision=bf16-mixed computes in bf16 and keeps fp32 weights. bfloat16 is for weights
+    that stay frozen."""
     attention: str = "sdpa"
-    """transformers' attn_implementation: sdpa | eager | flash_attention_2."""
+    """transformers' attn_implementation: sdpa | eager (packed rows have a mask of their own, which others do not take).
+    Default: transformers'."""
     gradient_checkpointing: bool = False
-    """Trade compute for activation memory."""
+    """Compute activations again in the backward pass in place of keeping them; gradients stay the same."""
     compile: bool = False
     """torch.compile the forward pass. Pays where shapes repeat; needs a C++ compiler on CPU."""
     trust_remote_code: bool = False
@@ -37,15 +40,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.dtype in ("float32", "bfloat16", "float16"),
+            self.dtype in ("float32", "bfloat16"),  # fp16 would need a loss scale
             "model.dtype",
-            "one of float32, bfloat16, float16",
+            "one of float32, bfloat16",
             self.dtype,
         )
         require(
-            self.attention in ("sdpa", "eager", "flash_attention_2"),
+            self.attention in ("sdpa", "eager"),
             "model.attention",
-            "one of sdpa, eager, flash_attention_2",
+            "one of sdpa, eager",
             self.attention,
         )
         require(self.context_length >= 8, "model.context_length", ">= 8", self.context_length)

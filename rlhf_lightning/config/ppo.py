@@ -15,6 +15,7 @@ class AdaptiveKLConfig:
     """Proportional controller of the KL coefficient [Z]."""
 
     enabled: bool = False
+    """Whether β moves. Default: fixed, as in [I]."""
     target: float = 6.0
     """Per-sequence KL (k1, nats) aimed at [Z]."""
     horizon: int = 10_000
@@ -46,88 +47,111 @@ class PTXConfig:
 
 @dataclass
 class PPOConfig:
-    """PPO against the reward model."""
+    """PPO against a score (`reward_source`).
+
+    conf/ppo/*.yaml override many of these: ppo=default (sized for the built-in world) has 30 iterations, 2 epochs and
+    kl_coef 0.1; ppo=instructgpt and ppo=tldr have the papers' numbers, but not their lengths.
+    """
 
     init: InitConfig = field(default_factory=InitConfig)
+    """Policy (and reference), and reward model; null: the runs of sft and reward."""
     lora: LoRAConfig | None = None
-    """Train adapters only: the reference is then the policy with its adapter off, not a copy."""
+    """Train adapters only: the reference is then the policy with its adapter off, not a copy.
+    null: all weights, as in [I]."""
     value: str = "auto"
     """Where V comes from. separate: a model of its own, started from the reward model [I]; adapter: an adapter and a
     head on the policy's backbone, started from the reward model's where it has the same backbone (needs ppo.lora);
-    shared: a head on the policy's own hidden states; auto: adapter with LoRA, else separate."""
+    shared: a head on the policy's own hidden states, which starts at 0; auto: adapter with LoRA, else separate.
+    Nothing reads it with rloo."""
     advantage: str = "gae"
-    """gae: from the value model; rloo: reward minus the mean reward of the prompt's other samples, no value model
-    (Ahmadian et al. 2024, arXiv:2402.14740)."""
+    """gae: from the value model [I]; rloo: reward minus the mean reward of the prompt's other samples, no value model
+    (Ahmadian et al. 2024, arXiv:2402.14740); gamma, gae_lambda and value_* then have no effect."""
     samples_per_prompt: int = 1
-    """Responses to each prompt of an iteration; rloo needs 2 or more."""
+    """Responses to each prompt of an iteration; rloo needs 2 or more. 1 in [I]."""
     iterations: int = 60
-    """Rollout + update rounds."""
+    """Rollout + update rounds; 30 in ppo=default (nano)."""
     episodes_per_iteration: int = 128
-    """Responses of one iteration over all devices: prompts × samples_per_prompt."""
+    """Responses of one iteration over all devices: prompts × samples_per_prompt. Nano; 512 in [I], [N]."""
     rollout_batch_size: int = 128
-    """Episodes sampled and scored at once per device."""
+    """Episodes sampled and scored at once per device; size."""
     epochs: int = 4
-    """Passes over an iteration's episodes; 4 in [S] and [N]."""
+    """Passes over an iteration's episodes; 4 in [S] and [N], 1 in [I], 2 in ppo=default (nano)."""
     minibatch_size: int = 64
-    """Episodes of one optimizer step over all devices; must divide episodes_per_iteration."""
+    """Episodes of one optimizer step over all devices; must divide episodes_per_iteration. 64 in [I]."""
     micro_batch_size: int = 64
-    """Episodes of one forward pass per device; how a minibatch is split never changes its gradient."""
+    """Episodes of one forward pass per device; size: how a minibatch is split never changes its gradient."""
     max_prompt_tokens: int = 104
+    """A longer prompt is dropped (or cut, as mix.over_long says) and counted; nano. It also chooses the prompts of
+    collection and evaluation."""
     max_response_tokens: int = 36
+    """Tokens of a response, EOS included; sampling stops there. Nano."""
     temperature: float = 1.0
-    """Divides the logits in sampling, in the reference and in the update alike."""
+    """Divides the logits in sampling, in the reference and in the update alike. 1 in [I], 0.7 in [N]."""
     kl_coef: float = 0.05
-    """β of r_t = -β·kl_k1_t. [I] 0.02, TL;DR 0.03-0.05."""
+    """β of r_t = -β·kl_k1_t. [I] 0.02, TL;DR 0.03-0.05, ppo=default 0.1 (nano)."""
     adaptive_kl: AdaptiveKLConfig = field(default_factory=AdaptiveKLConfig)
+    """β that moves towards a target [Z]; off."""
     gamma: float = 1.0
+    """Discount of a later token's reward. 1: none, a response counts as a whole [I]."""
     gae_lambda: float = 0.95
+    """λ of GAE: 0 trusts the value model, 1 the rewards that came. [S], [N]."""
     clip_range: float = 0.2
-    """Policy ratio clip."""
+    """ε: the policy ratio is clipped to 1 ± ε. Schulman et al. 2017, arXiv:1707.06347, and [I]."""
     value_clip_range: float = 0.2
+    """A new value is clipped to the old one ± this, in units of the return [N]."""
     value_coef: float = 0.1
-    """[S], [N]."""
+    """Weight of the value loss [S], [N]. One global norm is clipped, so it also says what share of it V has."""
     entropy_coef: float = 0.0
+    """Weight of the mean token entropy (nats) that is added to the objective. 0: none."""
     whiten_advantages: bool = True
+    """Mean 0 and deviation 1 over all real tokens of an iteration [N]."""
     whiten_rewards: bool = False
-    """Scaled only, never centred."""
+    """Divide token rewards by their deviation over the iteration; scaled only, never centred. Off in [N]."""
     missing_eos: str = "replace"
-    """replace: a response without EOS gets missing_eos_score; subtract: the penalty is taken off; keep."""
+    """replace: a response without EOS gets missing_eos_score; subtract: the penalty is taken off; keep.
+    replace is [N]'s "EOS trick"."""
     missing_eos_score: float = -1.0
-    """The score itself (replace), or what is added (subtract: -1 takes 1 off)."""
+    """The score itself (replace), or what is added (subtract: -1 takes 1 off). -1 in [N]."""
     score_clip: float | None = None
-    """Scores are clipped to ± this, after normalisation; the clipped share is logged."""
+    """Scores are clipped to ± this, after normalisation; the clipped share is logged. null: no clip."""
     normalize_scores: bool = False
     """Divide scores by their running standard deviation (mean kept)."""
     length_penalty: float = 0.0
-    """Taken off the score for every response token."""
+    """Taken off the score for every response token. 0: the score is the score."""
     critic_warmup_iterations: int = 0
-    """First iterations in which only the value model learns."""
+    """First iterations in which only the value model learns (with ppo.value=shared, only its head). 0, as in [I]."""
     target_kl: float | None = None
-    """Stop an iteration's epochs when approx_kl of a minibatch exceeds 1.5 × this."""
+    """Stop an iteration's epochs when approx_kl of a minibatch exceeds 1.5 × this (nats per token).
+    null: never."""
     ratio_spike: float | None = None
     """Skip (and count) a minibatch whose mean ratio exceeds this; 10 in trlX's recipes."""
     ema_decay: float | None = None
     """Exponential moving average of the policy, exported in its place; 0.992 in [I]."""
     reference_refresh_every: int | None = None
-    """Iterations after which the reference becomes a copy of the policy."""
+    """Iterations after which the reference becomes a copy of the policy. null: never, as in [I]."""
     old_logprobs: str = "auto"
     """sampled: those of the sampler; recomputed: one more forward pass; auto: sampled in fp32, else recomputed."""
     ratio_tolerance: float | None = None
-    """Largest |ratio - 1| on an iteration's first minibatch; null: 1e-4 in fp32, 0.05 in half precision."""
+    """Largest |ratio - 1| on an iteration's first minibatch; null: 1e-4 in fp32, 0.05 in half precision,
+    which is their rounding with room to spare."""
     ptx: PTXConfig = field(default_factory=PTXConfig)
+    """Pretraining text beside PPO; off."""
     optimizer: Any = None
+    """`_target_` node of a torch optimizer, from conf/optimizer: adam, with eps 1e-5 as in [N]."""
     value_lr: float | None = None
     """Learning rate of the value model; null: the optimizer's."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over iterations, constant within one. From conf/schedule: linear to 0 [S], [N]."""
     grad_clip: float = 1.0
-    """One global norm over policy and value."""
+    """Largest norm of the gradient, one over policy and value; habit."""
     eval_every: int = 10
-    """Iterations between validations on fixed prompts."""
+    """Iterations between validations on fixed prompts; nano."""
     eval_prompts: int = 96
+    """Prompts of the validation split that are answered at each validation: always the same ones; nano."""
     sample_prompts: int = 8
-    """Rows of the sample tables: the same fixed prompts over time."""
+    """Rows of the sample tables: the same fixed prompts over time; habit."""
     checkpoint_every: int = 10
-    """Iterations between checkpoints."""
+    """Iterations between checkpoints; no part of a run's identity. Nano."""
 
     @property
     def prompts_per_iteration(self) -> int:
@@ -209,6 +233,12 @@ class PPOConfig:
             ">= 2 where ppo.advantage is rloo",
             self.samples_per_prompt,
         )
+        if self.advantage == "rloo":
+            rule = "left alone where ppo.advantage is rloo (it has no value model)"
+            require(self.value == "auto", "ppo.value", rule, self.value)
+            warmup = self.critic_warmup_iterations
+            require(warmup == 0, "ppo.critic_warmup_iterations", rule, warmup)
+            require(self.value_lr is None, "ppo.value_lr", rule, self.value_lr)
         require(
             self.episodes_per_iteration % self.samples_per_prompt == 0,
             "ppo.samples_per_prompt",

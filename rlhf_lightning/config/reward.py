@@ -14,55 +14,66 @@ from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 
 @dataclass
 class RewardConfig:
-    """The reward model: K-wise loss over all pairs of one prompt."""
+    """The reward model: K-wise loss over all pairs of one prompt.
+
+    conf/reward/*.yaml override some of these: reward=default has 2000 prompts in batches of 8 (nano).
+    """
 
     init: InitConfig = field(default_factory=InitConfig)
+    """What the backbone starts from; null: the run of sft [I]. `none` needs completions=speakers."""
     model: ModelConfig | None = None
     """Another size for this role (`model@reward.model=nano`); null: the policy's."""
     lora: LoRAConfig | None = None
-    """Train adapters and the head only; the artifact holds the merged weights and, beside them, the adapter."""
+    """Train adapters and the head only; the artifact holds the merged weights and, beside them, the adapter.
+    null: all weights, as in [I]."""
     completions: str = "policy"
     """policy: sampled from the current policy and ranked by the source's labelers; speakers: the source's own
-    comparisons."""
+    comparisons. Default: [I]."""
     rank_by: dict[str, RewardPartConfig] = field(default_factory=dict)
     """Functions (by name, with weights) that rank the policy's completions in the place of the sources' labelers: a
     score that is known, to learn from and to compare with. Empty: the sources' labelers."""
     prompts: int = 1600
-    """Prompts with K completions each that are collected and trained on."""
+    """Prompts with K completions each that are collected and trained on; nano. 33k in [I]."""
     eval_prompts: int = 200
-    """Held-out prompts (validation split) for the accuracies."""
+    """Held-out prompts (validation split, and as many of the test split) for the accuracies; nano."""
     min_completions: int = 4
     """Smallest K; [I] 4."""
     max_completions: int = 9
     """Largest K; [I] 9."""
     max_response_tokens: int = 36
-    """Where completions are sampled."""
+    """Tokens of a sampled completion, EOS included; nano, as ppo.max_response_tokens."""
     temperature: float = 1.0
+    """Divides the logits where completions are sampled. 1: the policy itself, as PPO samples it."""
     epochs: int = 1
     """[I] 1: more overfits."""
     global_batch_size: int = 32
-    """Prompts (with all their completions) of one optimizer step over all devices; [I] 64."""
+    """Prompts (with all their completions) of one optimizer step over all devices; [I] 64, reward=default 8 (nano)."""
     micro_batch_size: int = 32
-    """Prompts of one forward pass per device."""
+    """Prompts (with all their completions) of one forward pass per device; size."""
     rollout_batch_size: int = 256
-    """Completions sampled or scored at once per device."""
+    """Completions sampled or scored at once per device; size."""
     share_prompt: bool = False
     """Compute a prompt once for all its completions instead of once for each: the same scores and gradients, several
     times faster where prompts are long. Needs attention that takes a 4-D mask (sdpa, eager)."""
     margin: float = 0.0
-    """Added per rank of distance to the score difference that a pair must reach."""
+    """Added per rank of distance to the score difference that a pair must reach, in score units (Touvron et al. 2023,
+    arXiv:2307.09288). 0: none, as in [I]."""
     centering: float = 0.0
-    """Weight of the penalty on squared mean score of a pair; keeps scores near 0."""
+    """Weight of the penalty on squared mean score of a pair; keeps scores near 0. 0: none, as in [I]."""
     label_smoothing: float = 0.0
-    """Assumed share of flipped labels."""
+    """Assumed share of flipped labels. 0: none, as in [I]."""
     calibrate_gain: bool = False
     """Also scale scores to unit standard deviation on demonstrations. The bias always makes their mean 0 [I]."""
     optimizer: Any = None
+    """`_target_` node of a torch optimizer, from conf/optimizer: adamw."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over optimizer steps. From conf/schedule: cosine to 10 % [I]."""
     grad_clip: float = 1.0
+    """Largest global norm of the gradient; habit."""
     eval_every: int = 25
-    """Optimizer steps between validations."""
+    """Optimizer steps between validations; nano."""
     checkpoint_every: int = 25
+    """Optimizer steps between checkpoints; no part of a run's identity. Nano."""
 
     def __post_init__(self) -> None:
         require(

@@ -27,20 +27,21 @@ OF_KIND = {
 
 @dataclass
 class RewardPartConfig:
-    """One part of the score."""
+    """One part of the score; conf/reward_source/*.yaml name usual sets of parts."""
 
     kind: str = "function"
     """learned: the reward stage's model; function: any importable function of prompt and response; model: a reward
     model of other making, as it is."""
     weight: float = 1.0
-    """The score is the sum over parts of weight · part. A weight of 0 is refused: leave the part out."""
+    """The score is the sum over parts of weight · part. A weight of 0 is refused: leave the part out.
+    Default: the part as it is."""
     members: int = 1
     """learned: reward models of other seeds (weights and data order) that judge together; each is a run of its own.
     4 or 5 are usual (Coste et al., arXiv:2310.02743)."""
     combine: str = "mean"
     """learned, of several members: mean | worst (the smallest) | uncertainty (mean − coef · standard deviation)."""
     coef: float = 1.0
-    """learned, combine=uncertainty: standard deviations that disagreement costs."""
+    """learned, combine=uncertainty: standard deviations that disagreement costs. Habit; it is in the score's unit."""
     target: str | None = None
     """function: import path of f(prompt, response) -> float, or of a class whose instances are that. One that has a
     parameter `record` also gets the prompt's source record."""
@@ -54,7 +55,7 @@ class RewardPartConfig:
     dtype: str = "float32"
     """model: parameter dtype: float32 | bfloat16 | float16."""
     batch_size: int = 32
-    """model: conversations of one forward pass per device."""
+    """model: conversations of one forward pass per device; size."""
     max_length: int | None = None
     """model: tokens of prompt and response together; null: the context that its config and tokenizer state."""
     too_long: str = "cut"

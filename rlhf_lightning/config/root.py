@@ -26,7 +26,7 @@ class PipelineConfig:
     """The chain of stages."""
 
     rounds: int = 1
-    """Collection → reward → PPO, repeated from the current policy."""
+    """Collection → reward → PPO, repeated from the current policy. 1: once; [I] collected more than once."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "pipeline.rounds", ">= 1", self.rounds)
@@ -64,17 +64,29 @@ class RootConfig:
     prompt: str | None = None
     """task=generate: one prompt in place of `input`."""
     model: ModelConfig = MISSING
+    """Group conf/model; nano."""
     mix: MixConfig = MISSING
+    """Group conf/mix; demo."""
     pretrain: SFTConfig = MISSING
+    """Group conf/pretrain: language modelling on raw text; skipped where model.path is set."""
     sft: SFTConfig = MISSING
+    """Group conf/sft."""
     reward: RewardConfig = MISSING
+    """Group conf/reward."""
     reward_source: RewardSourceConfig = field(default_factory=RewardSourceConfig)
+    """Group conf/reward_source; learned."""
     ppo: PPOConfig = MISSING
+    """Group conf/ppo."""
     evaluate: EvaluateConfig = MISSING
+    """Group conf/evaluate."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """task=generate: how responses are drawn."""
     data: DataConfig = field(default_factory=DataConfig)
+    """task=data: how much is read and shown."""
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """task=pipeline: how often."""
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    """Group conf/strategy; single is the only option."""
     trainer: Any = None
     """Keys of lightning.pytorch.Trainer: where and how, never how long."""
     logger: Any = None

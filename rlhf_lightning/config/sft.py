@@ -12,34 +12,43 @@ from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 
 @dataclass
 class SFTConfig:
-    """Supervised fine-tuning, and pretraining (the same loss on raw text)."""
+    """Supervised fine-tuning, and pretraining (the same loss on raw text).
+
+    conf/sft/*.yaml and conf/pretrain/*.yaml override many of these: sft=default has 16000 examples in batches of 32,
+    pretrain=default 14400 (nano). sft=instructgpt sets no lengths.
+    """
 
     stage: str = "sft"
     """sft | pretrain: prefix of this node's keys in messages and metrics."""
     init: InitConfig = field(default_factory=InitConfig)
+    """What the weights start from; null: pretrain's run, or the model's own weights where model.path is set."""
     lora: LoRAConfig | None = None
-    """Train adapters only; the artifact holds the merged weights and, beside them, the adapter."""
+    """Train adapters only; the artifact holds the merged weights and, beside them, the adapter.
+    null: all weights, as in [I]."""
     examples: int = 6000
-    """Demonstrations (documents in pretraining) of one epoch; a finite source may hold fewer."""
+    """Demonstrations (documents in pretraining) of one epoch; a finite source may hold fewer. Nano."""
     epochs: int = 1
     """[I] uses 16 on 13k demonstrations; nano 1 on generated ones."""
     global_batch_size: int = 64
-    """Examples of one optimizer step over all devices."""
+    """Examples of one optimizer step over all devices; 32 in [I] and in the presets."""
     micro_batch_size: int = 64
-    """Packed rows of one forward pass per device."""
+    """Packed rows of one forward pass per device; size."""
     max_length: int = 128
-    """Tokens of a packed row. A longer example is counted and dropped, never cut."""
+    """Tokens of a packed row. A longer example is counted and dropped (or cut, as mix.over_long says). Nano."""
     optimizer: Any = None
+    """`_target_` node of a torch optimizer, from conf/optimizer: adamw."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over optimizer steps. From conf/schedule: cosine to 10 % [I]."""
     grad_clip: float = 1.0
-    """Global norm."""
+    """Largest global norm of the gradient; habit."""
     dropout: float = 0.0
     """Residual dropout where the architecture has it; [I] 0.2 for SFT."""
     eval_every: int = 25
-    """Optimizer steps between validations."""
+    """Optimizer steps between validations; nano."""
     eval_examples: int = 128
+    """Examples of the validation split at each validation: always the same ones; nano."""
     checkpoint_every: int = 25
-    """Optimizer steps between checkpoints."""
+    """Optimizer steps between checkpoints; no part of a run's identity. Nano."""
 
     def __post_init__(self) -> None:
         for key in (

@@ -12,11 +12,11 @@ class ScheduleConfig:
     """Learning rate over a stage's optimizer steps: linear warm-up, then a shape down to `final_fraction`."""
 
     name: str = "cosine"
-    """cosine | linear | constant"""
+    """cosine | linear | constant. Default: [I]'s for SFT and reward model."""
     warmup_fraction: float = 0.0
-    """Share of all steps that warm up."""
+    """Share of all steps that warm up; the presets of SFT, pretraining and reward model have 0.05."""
     final_fraction: float = 0.1
-    """Last learning rate as a share of the first. 0.1 is [I]'s; `constant` ignores nothing: it must be 1 there."""
+    """Last learning rate as a share of the first. 0.1 is [I]'s; it must be 1 with `constant`."""
 
     def __post_init__(self) -> None:
         require(

@@ -60,6 +60,8 @@ def _inject(model: PreTrainedModel, settings: LoraConfig, name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         own = f".{name}." in parameter_name and ".lora_" in parameter_name
         head = parameter_name.startswith("score.")
+        if own:  # small steps would be rounded away in half precision
+            parameter.data = parameter.data.float()
         parameter.requires_grad_(own or head or parameter_name in trained)
     for layer in _layers(model):
         _use(layer, active)

@@ -182,8 +182,12 @@ def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
 
 
 def set_dropout(module: nn.Module, probability: float) -> int:
-    """Set every dropout layer and return how many there are."""
-    layers = [m for m in module.modules() if isinstance(m, nn.Dropout)]
+    """Set every dropout layer but those of adapters, which have a setting of their own; returns how many there are."""
+    layers = [
+        m
+        for name, m in module.named_modules()
+        if isinstance(m, nn.Dropout) and "lora_dropout" not in name
+    ]
     for layer in layers:
         layer.p = probability
     return len(layers)

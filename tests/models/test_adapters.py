@@ -26,6 +26,7 @@ from rlhf_lightning.models.adapters import (
     using,
 )
 from rlhf_lightning.models.forward import response_logits, sequence_scores, token_values
+from rlhf_lightning.models.loading import set_dropout
 from tests.tiny import tiny_policy, tiny_scorer
 
 LORA = LoRAConfig(rank=2, alpha=4.0)
@@ -195,3 +196,13 @@ def test_a_target_that_is_no_layer_is_refused() -> None:
         UserError, match=r"lora\.targets must be all-linear or some of .*q_proj.*'qq'"
     ):
         add_adapter(tiny_policy(), LoRAConfig(targets="q_proj,qq"), "policy", seed=0)
+
+
+def test_adapters_on_half_precision_weights_are_fp32_and_dropout_is_their_own() -> None:
+    policy = tiny_policy().to(torch.bfloat16)  # type: ignore[arg-type]
+    add_adapter(policy, LoRAConfig(rank=2, dropout=0.25), "policy", seed=0)
+    assert {p.dtype for p in adapter_state(policy, "policy").values()} == {torch.float32}
+    set_dropout(policy, 0.0)
+    kept = [m.p for n, m in policy.named_modules() if n.endswith("lora_dropout.policy")]
+    assert kept and set(kept) == {0.25}
+    assert response_logits(policy, *sequence()).dtype == torch.bfloat16
