@@ -51,17 +51,17 @@ SPEAKERS: dict[str, Speaker] = {
     speaker.name: speaker
     for speaker in (
         Speaker("careful", careless=0.1, miss=0.15, filler=0.15, courtesies=_POLITE),
-        Speaker("hasty", wrong=0.02, astray=0.15, miss=0.5, formless=0.5, careless=0.3, rude=0.05),
+        Speaker("hasty", wrong=0.02, astray=0.15, miss=0.55, formless=0.6, careless=0.3, rude=0.1),
         Speaker(
             "rambling",
             wrong=0.01,
             astray=0.08,
-            filler=0.75,
+            filler=0.9,
             stray=0.3,
             overdo=0.4,
             courtesies=_POLITE,
         ),
-        Speaker("gruff", wrong=0.01, astray=0.12, rude=0.6, miss=0.2, formless=0.3, filler=0.1),
+        Speaker("gruff", wrong=0.01, astray=0.12, rude=0.75, miss=0.2, formless=0.3, filler=0.1),
         Speaker("mistaken", wrong=0.55, miss=0.2, careless=0.5, courtesies=_POLITE),
         Speaker("timid", timid=0.4, filler=0.3, courtesies=(0.3, 0.35, 0.25, 0.1)),
         Speaker(
@@ -71,10 +71,10 @@ SPEAKERS: dict[str, Speaker] = {
 }
 # shares among those who write demonstrations
 _DEMONSTRATORS = {
-    "careful": 0.10,
-    "hasty": 0.21,
-    "rambling": 0.34,
-    "gruff": 0.23,
+    "careful": 0.02,
+    "hasty": 0.20,
+    "rambling": 0.38,
+    "gruff": 0.28,
     "mistaken": 0.02,
     "timid": 0.06,
     "helpless": 0.04,
