@@ -49,7 +49,7 @@ class PTXConfig:
 class PPOConfig:
     """PPO against a score (`reward_source`).
 
-    conf/ppo/*.yaml override many of these: ppo=default (sized for the built-in world) has 30 iterations, 2 epochs and
+    conf/ppo/*.yaml override many of these: ppo=default (sized for the built-in world) has 20 iterations, 2 epochs and
     kl_coef 0.1; ppo=instructgpt and ppo=tldr have the papers' numbers, but not their lengths.
     """
 
@@ -69,7 +69,7 @@ class PPOConfig:
     samples_per_prompt: int = 1
     """Responses to each prompt of an iteration; rloo needs 2 or more. 1 in [I]."""
     iterations: int = 60
-    """Rollout + update rounds; 30 in ppo=default (nano)."""
+    """Rollout + update rounds; 20 in ppo=default (nano)."""
     episodes_per_iteration: int = 128
     """Responses of one iteration over all devices: prompts × samples_per_prompt. Nano; 512 in [I], [N]."""
     rollout_batch_size: int = 128
