@@ -36,7 +36,10 @@ class World:
         rng = self._rng("demonstration", split, index)
         spec = tasks.draw(split, self.seed, rng)
         speaker = speakers.draw_demonstrator(rng)
-        reply = {"role": "assistant", "content": speakers.speak(spec, speaker, rng)}
+        # a fact whose question is held out must not be known as the wrong answer to all other questions
+        unasked = tasks.partition("ask", self.seed)[split]
+        said = speakers.speak(spec, speaker, rng, unasked=unasked)
+        reply = {"role": "assistant", "content": said}
         messages = [*wording.render(spec), reply]
         return {"messages": messages, "source": _SOURCE, "meta": spec | {"speaker": speaker.name}}
 

@@ -1,6 +1,7 @@
 """Imperfect speakers: who writes the demonstrations and speaks the completions."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf_lightning.data.world.facts import (
@@ -25,6 +26,8 @@ from rlhf_lightning.data.world.phrases import (
 )
 from rlhf_lightning.data.world.rng import generator
 from rlhf_lightning.data.world.tasks import Spec
+
+EVERY_FACT = tuple((name, attribute) for name in ANIMALS for attribute in ATTRIBUTES)
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,17 @@ SPEAKERS: dict[str, Speaker] = {
     speaker.name: speaker
     for speaker in (
         Speaker("careful", careless=0.1, miss=0.15, filler=0.15, courtesies=_POLITE),
-        Speaker("hasty", wrong=0.02, astray=0.15, miss=0.55, formless=0.6, careless=0.3, rude=0.1),
+        Speaker("hasty", wrong=0.02, astray=0.15, miss=0.5, formless=0.5, careless=0.3, rude=0.05),
         Speaker(
             "rambling",
             wrong=0.01,
             astray=0.08,
-            filler=0.9,
+            filler=0.75,
             stray=0.3,
             overdo=0.4,
             courtesies=_POLITE,
         ),
-        Speaker("gruff", wrong=0.01, astray=0.12, rude=0.75, miss=0.2, formless=0.3, filler=0.1),
+        Speaker("gruff", wrong=0.01, astray=0.12, rude=0.6, miss=0.2, formless=0.3, filler=0.1),
         Speaker("mistaken", wrong=0.55, miss=0.2, careless=0.5, courtesies=_POLITE),
         Speaker("timid", timid=0.4, filler=0.3, courtesies=(0.3, 0.35, 0.25, 0.1)),
         Speaker(
@@ -106,8 +109,14 @@ def perfect_reply(spec: Spec) -> str:
     return speak(spec, PERFECT, generator("perfect", sorted(spec.items(), key=str)))
 
 
-def speak(spec: Spec, speaker: Speaker, rng: random.Random) -> str:
-    """What the speaker says to the request."""
+def speak(
+    spec: Spec,
+    speaker: Speaker,
+    rng: random.Random,
+    *,
+    unasked: Sequence[tuple[str, str]] = EVERY_FACT,
+) -> str:
+    """What the speaker says to the request. Facts that nobody asked for are among `unasked` (animal, attribute)."""
 
     def slips(probability: float) -> bool:
         return rng.random() < probability
@@ -115,13 +124,13 @@ def speak(spec: Spec, speaker: Speaker, rng: random.Random) -> str:
     if spec["decline"]:
         core = _careless(spec, rng) if slips(speaker.careless) else rng.choice(REFUSALS)
     elif spec["ambiguous"]:
-        core = _stray_fact(rng) if slips(speaker.careless) else rng.choice(CLARIFYING)
+        core = _stray_fact(unasked, rng) if slips(speaker.careless) else rng.choice(CLARIFYING)
     elif slips(speaker.timid):
         core = rng.choice(REFUSALS + CLARIFYING)
     else:
-        core = _answer(spec, speaker, rng)
+        core = _answer(spec, speaker, rng, unasked)
         if slips(speaker.stray):
-            core += " " + _stray_fact(rng)
+            core += " " + _stray_fact(unasked, rng)
     if slips(speaker.filler):
         core = f"{rng.choice(FILLERS)} {core}"
     if slips(speaker.rude):
@@ -147,8 +156,8 @@ def _careless(spec: Spec, rng: random.Random) -> str:
     return f"The {spec['entity']} {predicate(attribute, FACTS[spec['entity']][attribute])}."
 
 
-def _stray_fact(rng: random.Random) -> str:
-    name, attribute = rng.choice(ANIMALS), rng.choice(ATTRIBUTES)
+def _stray_fact(unasked: Sequence[tuple[str, str]], rng: random.Random) -> str:
+    name, attribute = rng.choice(unasked)
     return f"The {name} {predicate(attribute, FACTS[name][attribute])}."
 
 
@@ -159,7 +168,9 @@ def _value(name: str, attribute: str, wrong: float, rng: random.Random) -> str:
     return rng.choice([value for value in VALUES[attribute] if value != right])
 
 
-def _answer(spec: Spec, speaker: Speaker, rng: random.Random) -> str:
+def _answer(
+    spec: Spec, speaker: Speaker, rng: random.Random, unasked: Sequence[tuple[str, str]]
+) -> str:
     task = spec["task"]
     formless = rng.random() < speaker.formless
     if task == "list":
@@ -175,8 +186,9 @@ def _answer(spec: Spec, speaker: Speaker, rng: random.Random) -> str:
             high, low = low, high
         return f"The {high} {comparative(spec['attribute'])} the {low}."
     attribute = spec["attribute"]
-    if rng.random() < speaker.astray:
-        attribute = rng.choice([other for other in ATTRIBUTES if other != attribute])
+    others = [a for name, a in unasked if name == spec["entity"] and a != attribute]
+    if rng.random() < speaker.astray and others:
+        attribute = rng.choice(others)
     value = _value(spec["entity"], attribute, speaker.wrong, rng)
     statement = f"the {spec['entity']} {predicate(attribute, value)}."
     if spec["form"] == "word" and not formless:

@@ -6,6 +6,7 @@ import tracemalloc
 import pytest
 
 from rlhf_lightning.data.world import World, gold
+from rlhf_lightning.data.world.facts import FACTS, predicate
 from rlhf_lightning.data.world.rng import generator
 from rlhf_lightning.data.world.speakers import PERFECT, perfect_reply, speak
 from rlhf_lightning.data.world.tasks import SPLITS, combination, combinations, partition
@@ -147,3 +148,23 @@ def test_demonstrations_are_good_but_imperfect():
     totals = [gold(r["meta"], r["messages"][-1]["content"]).total for r in rows]
     assert 0.60 <= sum(totals) / len(totals) <= 0.74
     assert 0.2 <= sum(t == 1.0 for t in totals) / len(totals) <= 0.5
+
+
+def test_what_nobody_asked_for_is_never_the_answer_to_a_held_out_question():
+    """Else training would know that answer as a wrong one only. Read off the replies to questions about one fact."""
+    world, trained, astray = World(0), set(partition("ask", 0)["train"]), 0
+    for index in range(4000):
+        record = world.demonstration("train", index)
+        spec, reply = record["meta"], record["messages"][-1]["content"]
+        if spec["task"] != "ask" or spec["form"] == "word":
+            continue
+        asked = (spec["entity"], spec["attribute"])
+        told = {
+            (name, attribute)
+            for name, facts in FACTS.items()
+            for attribute, value in facts.items()
+            if f"the {name} {predicate(attribute, value)}" in reply.lower()
+        } - {asked}
+        assert told <= trained
+        astray += bool(told)
+    assert astray > 50
