@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
 from rlhf_lightning.config import STAGES
@@ -71,6 +72,25 @@ def check_targets(tree: dict[str, Any]) -> None:
     _check_architecture(tree["model"]["architecture"], "model.architecture")
     if tree["reward"].get("model"):
         _check_architecture(tree["reward"]["model"]["architecture"], "reward.model.architecture")
+
+
+LOGGER_PACKAGES = {
+    "WandbLogger": "wandb",
+    "MLFlowLogger": "mlflow",
+    "CometLogger": "comet_ml",
+    "NeptuneLogger": "neptune",
+}
+"""Class of Lightning → the module that it asks for when a logger is made: too late to be told."""
+
+
+def require_logger_packages(loggers: Mapping[str, Any] | None) -> None:
+    """Raises: UserError if the package of a logger that is on is not installed."""
+    for key, node in (loggers or {}).items():
+        package = LOGGER_PACKAGES.get((node or {}).get("_target_", "").rsplit(".", 1)[-1])
+        if package is not None and find_spec(package) is None:
+            raise UserError(
+                f"logger.{key} must have its package installed, got no module named {package!r}"
+            )
 
 
 def bind(target: str, keys: dict[str, Any], where: str) -> None:

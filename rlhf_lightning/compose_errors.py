@@ -45,6 +45,8 @@ def one_line(error: BaseException, overrides: Sequence[str] = ()) -> str:
     """What is wrong with the config, in one line; `overrides` are those of the command line."""
     if "Config group override must be a string" in str(error):
         return _bad_group_value(overrides)
+    if isinstance(error, AssertionError) and "Unexpected type for root" in str(error):
+        return _below_null(overrides)
     # a composition error can come from what Hydra could not do, which tells more
     for cause in _chain(error):
         if isinstance(cause, MissingConfigException):
@@ -94,6 +96,27 @@ def _bad_group_value(overrides: Sequence[str]) -> str:
         if group and options and value not in options:
             return f"{key} must be one of {', '.join(options)}, got {value!r}{suggestion(value, options)}"
     return "a group's option must be the name of one of its files, got a number, null or a dict"
+
+
+_GROUP_FOR = {"lora": "adapter@{}=lora", "model": "model@{}=NAME"}
+"""Last name of a node that may be null → the override that fills it."""
+
+
+def _below_null(overrides: Sequence[str]) -> str:
+    """A setting of a node that is null: OmegaConf does not say which."""
+    from dataclasses import asdict
+
+    from rlhf_lightning.compose import default_root, flatten
+
+    default = flatten(asdict(default_root()))
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        parts = key.split(".")
+        for node in (".".join(parts[:i]) for i in range(1, len(parts))):
+            if node in default and default[node] is None:
+                how = _GROUP_FOR.get(node.rpartition(".")[2], "{}={{...}}").format(node)
+                return f"{node} must be filled ({how}) where {key} is given, got null"
+    return "a setting must not be given below a node that is null"
 
 
 def _bad_override(error: OverrideParseException) -> str:

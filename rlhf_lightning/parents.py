@@ -118,10 +118,7 @@ def _tokenizer_folder(parent: StagePlan | Artifact) -> Path | None:
     if state(parent) == "reused":
         return parent.path / "artifact"
     source = parent.parents.get("policy") or parent.parents.get("init")
-    # training may add a pad token or a template to a tokenizer of other making
-    if source is None or (isinstance(source, Artifact) and source.stage is None):
-        return None
-    return _tokenizer_folder(source)
+    return None if source is None else _tokenizer_folder(source)
 
 
 def _fingerprint(plan: StagePlan, reader: _Reader) -> str:

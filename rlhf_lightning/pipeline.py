@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.binding import require_logger_packages
 from rlhf_lightning.compose import build, saved_config
 from rlhf_lightning.config import RootConfig
 from rlhf_lightning.data.mixture import Mixture
@@ -49,6 +50,9 @@ TASK_MODULES = {
 }
 """Task → module of rlhf_lightning.tasks; imported late, so that a config error answers at once."""
 
+SHOWN_KEYS = 6
+"""Settings that `dry_run` names where a run differs from the nearest one."""
+
 WITHOUT_RUN = ("generate", "data")
 """Tasks that leave a file and no run: nothing to own, to continue or to reuse."""
 
@@ -58,6 +62,7 @@ def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
 
     Raises: UserError before anything is written where the input is bad; RunFailed; Interrupted.
     """
+    require_logger_packages(root.logger)
     require_model_folder(root.model, "model.path")
     if root.reward.model is not None:
         require_model_folder(root.reward.model, "reward.model.path")
@@ -86,7 +91,9 @@ def explain(
             found = nearest(root.outputs, plan.task, plan.identity)
             if found is not None:
                 run, keys = found
-                shown = "; ".join(str(difference) for difference in keys)
+                shown = "; ".join(str(difference) for difference in keys[:SHOWN_KEYS])
+                if len(keys) > SHOWN_KEYS:
+                    shown += f"; and {len(keys) - SHOWN_KEYS} more"
                 print(f"{'':<18} {'':<10} nearest is {run.path.name}, which differs in {shown}")
     return {}
 

@@ -148,6 +148,26 @@ def test_an_artifact_whose_context_is_shorter(tmp_path: Path, pipeline_outputs: 
     assert line.endswith(f"the context of ppo.init.policy={sft}, got 1000")
 
 
+def test_a_model_that_does_not_see_as_far_as_its_documents_are_long(tmp_path: Path) -> None:
+    architecture = ["model.architecture.model_type=mistral", "model.architecture.sliding_window=16"]
+    with pytest.raises(UserError, match=r"^pretrain\.max_length must be <= 16, .* got 144$"):
+        rlhf_here(f"outputs={tmp_path}", "task=pretrain", *architecture)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_ppos_pretraining_text_is_held_to_the_same(
+    tmp_path: Path, pipeline_outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf_lightning.models import packing
+
+    monkeypatch.setattr(packing, "attention_window", lambda config: 16)
+    parents = given(pipeline_outputs, artifact(pipeline_outputs, "reward"))
+    with pytest.raises(
+        UserError, match=r"^ppo\.max_prompt_tokens \+ ppo\.max_response_tokens must be <= 16"
+    ):
+        rlhf_here(f"outputs={tmp_path}", "task=ppo", "ppo.ptx.coef=1", *parents)
+
+
 @pytest.mark.parametrize("how", ["other", "none"])
 def test_a_tokenizer_that_does_not_match(tmp_path: Path, pipeline_outputs: Path, how: str) -> None:
     sft, reward = artifact(pipeline_outputs, "sft"), tmp_path / "reward"
@@ -228,6 +248,11 @@ def test_a_run_that_is_not_there_yet_has_the_tokens_it_will_start_from(
     start = artifact(pipeline_outputs, "pretrain")
     line = refused(tmp_path, f"sft.init.policy={start}", f"ppo.init.reward={other}")
     assert line.startswith(f"ppo.init.reward must have the tokenizer of the policy '{start}'")
+    # also where that is a folder of other making
+    raw = other_tokens(pipeline_outputs, "pretrain", tmp_path / "raw")
+    (raw / "chat_template.jinja").unlink()
+    line = refused(tmp_path, f"sft.init.policy={raw}", f"ppo.init.reward={other}")
+    assert line.startswith(f"ppo.init.reward must have the tokenizer of the policy '{raw}'")
 
 
 # ---- data

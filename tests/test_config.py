@@ -194,3 +194,28 @@ def test_build_calls_the_target_and_passes_objects_through() -> None:
 def test_a_tree_without_the_schema_is_refused() -> None:
     with pytest.raises(UserError, match="defaults must hold"):
         compose.to_root(OmegaConf.create({"task": "ppo"}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["lora=default", "ppo.lora.rank=0"], "ppo.lora.rank must be >= 1, got 0"),
+        (["lora=default", "sft.lora.alpha=0"], "sft.lora.alpha must be > 0, got 0.0"),
+        (["lora=default", "reward.lora.dropout=1"], "reward.lora.dropout must be in [0, 1), got 1.0"),
+        (["lora=default", "reward.lora.targets=''"], "reward.lora.targets must be all-linear or layer names, got ''"),
+        (["lora=default", "sft.lora.rank=0", "ppo.lora.rank=0"], "sft.lora.rank must be >= 1, got 0"),
+        (["lora=default", "ppo.lora.dropout=0.1"], "ppo.lora.dropout must be 0 (the ratio would not be one), got 0.1"),
+        (["ppo.lora.rank=8"], "ppo.lora must be filled (adapter@ppo.lora=lora) where ppo.lora.rank is given, got null"),
+        (["reward.model.vocab_size=8"], "reward.model must be filled (model@reward.model=NAME) where reward.model.vocab_size is given, got null"),
+        (["ppo.value=both"], "ppo.value must be one of auto, separate, adapter, shared, got 'both'"),
+        (["ppo.value=adapter"], "ppo.value must be separate or shared where ppo.lora is null, got 'adapter'"),
+        (["ppo.advantage=grpo"], "ppo.advantage must be one of gae, rloo, got 'grpo'"),
+        (["ppo.advantage=rloo"], "ppo.samples_per_prompt must be >= 2 where ppo.advantage is rloo, got 1"),
+        (["ppo.samples_per_prompt=0"], "ppo.samples_per_prompt must be >= 1, got 0"),
+        (["ppo.samples_per_prompt=3"], "ppo.samples_per_prompt must be a divisor of ppo.episodes_per_iteration=128, got 3"),
+    ],
+)  # fmt: skip
+def test_settings_of_adapters_values_and_advantages_name_their_whole_key(
+    overrides: list[str], expected: str
+) -> None:
+    assert complaint(*overrides) == expected

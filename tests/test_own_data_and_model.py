@@ -134,3 +134,22 @@ def test_sft_from_the_models_own_weights(tmp_path: Path) -> None:
     assert identity["parents"] == {}
     assert not (tmp_path / "pretrain").exists()
     assert (only(tmp_path / "sft") / "artifact" / "model.safetensors").is_file()
+
+
+def test_the_model_itself_fits_beside_a_reward_model_that_was_trained_from_it(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    """The folder has neither pad token nor template; the reward model's artifact has both."""
+    outputs = Path(overrides[0].removeprefix("outputs="))
+    if not (outputs / "reward").is_dir():  # run alone
+        rlhf_here(*overrides)
+    (model,) = (o.removeprefix("model.path=") for o in overrides if o.startswith("model.path="))
+    metrics = rlhf_here(
+        *overrides,
+        "task=ppo",
+        f"ppo.init.policy={model}",
+        f"ppo.init.reward={only(outputs / 'reward')}",
+        "ppo.iterations=1",
+        f"run_dir={tmp_path / 'ppo'}",
+    )
+    assert metrics["ppo/episodes"] == 16

@@ -116,9 +116,30 @@ def test_a_runs_loggers_are_made_once_and_named_after_it(tmp_path: Path) -> None
     def missing(node: dict, **given: str) -> object:
         raise ModuleNotFoundError("No module named 'wandb'")
 
+    root.logger["wandb"] = None  # switched off
+    made.clear()
+    assert len(Job("ppo", 1, root, run, {}, None, None, build).loggers) == 1  # type: ignore[arg-type]
     job = Job("ppo", 1, root, run, {}, None, None, missing)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^logger\.tensorboard must have its package installed"):
         job.loggers  # noqa: B018
+
+
+@pytest.mark.parametrize("how", ["", "dry_run=true"])
+def test_a_logger_without_its_package_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    from rlhf_lightning import binding
+
+    monkeypatch.setattr(binding, "find_spec", lambda name: None)
+    given = [f"outputs={tmp_path}", "task=pretrain", *([how] if how else [])]
+    with pytest.raises(
+        UserError,
+        match=r"^logger\.wandb must have its package installed, got no module named 'wandb'$",
+    ):
+        rlhf_here(*given, "logger=wandb")
+    assert list(tmp_path.iterdir()) == []
+    # one that is off is not asked for
+    rlhf_here(*given, "logger=wandb", "logger.wandb=null", "dry_run=true")
 
 
 def test_the_same_command_again_does_nothing(pipeline_outputs: Path) -> None:
@@ -154,6 +175,19 @@ def test_dry_run_says_what_differs_from_the_nearest_run(
 ) -> None:
     rlhf_here(f"outputs={pipeline_outputs}", "dry_run=true", "ppo.kl_coef=0.3")
     assert "ppo.kl_coef: 0.1 → 0.3" in capsys.readouterr().out
+
+
+def test_dry_run_names_six_settings_and_counts_the_others(
+    pipeline_outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {"kl_coef": 0.3, "gamma": 0.9, "gae_lambda": 0.9, "clip_range": 0.3, "epochs": 3}
+    changed |= {"value_coef": 0.2, "grad_clip": 2, "temperature": 0.5}
+    keys = [f"ppo.{key}={value}" for key, value in changed.items()]
+    rlhf_here(f"outputs={pipeline_outputs}", "dry_run=true", *keys)
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "ppo.clip_range: " in x)
+    named = line.split("differs in ")[1].split("; ")
+    assert len(named) == 7 and all(": " in item and "→" in item for item in named[:6])
+    assert named[6] == "and 2 more"
 
 
 def test_artifacts_load_where_only_transformers_is(pipeline_outputs: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +83,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         added += tokenizer.add_special_tokens({"eos_token": END})
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        vocabulary = tokenizer.get_vocab()
-        taken = (tokenizer.eos_token, tokenizer.bos_token)
-        pad = next((p for p in _KNOWN_PADS if p in vocabulary and p not in taken), PAD)
+        pad = _pad_for(tokenizer.get_vocab(), tokenizer.eos_token, tokenizer.bos_token)
         added += tokenizer.add_special_tokens({"pad_token": pad})
     if not tokenizer.chat_template:
         tokenizer.chat_template = DEFAULT_TEMPLATE
@@ -93,48 +91,117 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
     return added
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | str | Path) -> str:
-    """sha256 over vocabulary, merges, special tokens and chat template.
+def _pad_for(vocabulary: Container[str], *taken: object) -> str:
+    """A pad token that the vocabulary has already, or the one that is to be added."""
+    return next((p for p in _KNOWN_PADS if p in vocabulary and p not in taken), PAD)
 
-    Of a tokenizer, or of a folder that one was saved to (read without loading transformers): both give the same.
-    Policy and reward model must have the same one.
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | str | Path) -> str:
+    """sha256 over tokens and their ids, merges, special tokens and chat template.
+
+    Of a tokenizer as it is, or of a folder that holds one, read without loading transformers, as it is after
+    `prepare_tokenizer`: a model of other making has the same one as what was trained from it.
     Raises: UserError for a folder without tokenizer.json.
     """
     if isinstance(tokenizer, str | Path):
-        parts = _parts_of_folder(Path(tokenizer))
+        parts = _prepared_parts(Path(tokenizer))
     else:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-        special = {key: getattr(tokenizer, key) for key in _ROLES}
-        parts = _parts(backend, special, tokenizer.chat_template)  # type: ignore[arg-type]
+        special = {role: getattr(tokenizer, role) for role in _COMPARED}
+        parts = _parts(backend["model"], _ids(backend), special, tokenizer.chat_template)  # type: ignore[arg-type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-_ROLES = ("bos_token", "eos_token", "pad_token")
+_COMPARED = ("bos_token", "eos_token", "pad_token")
+_ROLES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+"""Special tokens in the order in which transformers adds those that a vocabulary lacks."""
+
+_ENDOFTEXT = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+_CLASS_TOKENS: dict[str, dict[str, str | None]] = {
+    "gpt2": {**_ENDOFTEXT},
+    "gptneox": {**_ENDOFTEXT, "pad_token": "<|padding|>"},
+    "qwen2": {**_ENDOFTEXT, "bos_token": None, "pad_token": "<|endoftext|>"},
+    "qwen3": {**_ENDOFTEXT, "bos_token": None, "pad_token": "<|endoftext|>"},
+}
+"""What the tokenizer classes of transformers fill in where a folder does not say it, by class or model type."""
 
 
-def _parts_of_folder(folder: Path) -> dict[str, Any]:
+def _prepared_parts(folder: Path) -> dict[str, Any]:
+    """Loading the folder and `prepare_tokenizer`, on plain JSON; a test holds both to the same result."""
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: must hold a tokenizer, got no tokenizer.json")
-    backend = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    template_file = folder / "chat_template.jinja"
-    template = (
-        template_file.read_text("utf-8") if template_file.exists() else config.get("chat_template")
-    )
-    tokens = {key: config.get(key) for key in _ROLES}
-    special = {key: t["content"] if isinstance(t, dict) else t for key, t in tokens.items()}
-    return _parts(backend, special, template)
+    backend, config = _json(folder / "tokenizer.json"), _json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # older folders keep their special tokens apart
+        config |= _json(folder / "special_tokens_map.json")
+    kind = config.get("tokenizer_class") or _json(folder / "config.json").get("model_type") or ""
+    family = kind.removesuffix("Fast").removesuffix("Tokenizer").replace("_", "").lower()
+    special = {r: _content(config.get(r, _CLASS_TOKENS.get(family, {}).get(r))) for r in _ROLES}
+    ids = _ids(backend)
+
+    def add(token: str | None) -> None:
+        if token is not None:
+            ids.setdefault(token, max(ids.values(), default=-1) + 1)
+
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    decoder = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    for token in (*(t for _, t in decoder), *special.values(), *extra):
+        add(_content(token))
+    if special["eos_token"] is None:
+        special["eos_token"] = END
+        add(END)
+    if special["pad_token"] in (None, special["eos_token"]):
+        special["pad_token"] = _pad_for(ids, special["eos_token"], special["bos_token"])
+        add(special["pad_token"])
+    compared = {role: special[role] for role in _COMPARED}
+    return _parts(backend["model"], ids, compared, _template(folder, config) or DEFAULT_TEMPLATE)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def _content(token: str | dict[str, Any] | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _ids(backend: dict[str, Any]) -> dict[str, int]:
+    """Every token's id; a vocabulary with scores is a list of pairs."""
+    vocab = backend["model"].get("vocab") or {}
+    own = vocab if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+    return own | {t["content"]: t["id"] for t in backend["added_tokens"]}
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+    """The chat template, or several by name."""
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        found = {named["name"]: named["template"] for named in found}
+    files = {f.stem: f.read_text("utf-8") for f in folder.glob("additional_chat_templates/*.jinja")}
+    if (folder / "chat_template.jinja").is_file():
+        found = {"default": (folder / "chat_template.jinja").read_text("utf-8"), **files}
+    return found["default"] if isinstance(found, dict) and set(found) == {"default"} else found
 
 
 def _parts(
-    backend: dict[str, Any], special: dict[str, Any], template: str | None
+    model: dict[str, Any],
+    ids: dict[str, int],
+    special: dict[str, Any],
+    template: str | dict[str, str] | None,
 ) -> dict[str, Any]:
-    model = backend["model"]
     merges = [m.split(" ", 1) if isinstance(m, str) else m for m in model.get("merges", [])]
+    scores = model["vocab"] if isinstance(model.get("vocab"), list) else None
     return {
-        "vocab": model.get("vocab"),
+        "ids": ids,
+        "scores": scores,
         "merges": merges,
-        "added": sorted([t["id"], t["content"]] for t in backend["added_tokens"]),
         "special": special,
         "template": template,
     }

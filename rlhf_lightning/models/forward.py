@@ -28,20 +28,24 @@ def position_ids(mask: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _accepts(model_class: type, name: str) -> bool:
+def accepts(model_class: type, name: str) -> bool:
+    """Whether a model's forward pass has a parameter of this name."""
     return name in inspect.signature(model_class.forward).parameters
 
 
 def inputs_for(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Any]:
     """Keyword arguments of a forward pass; models that derive positions from the mask are not given any."""
     kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
-    if _accepts(type(getattr(model, "trunk", model)), "position_ids"):
+    if accepts(type(getattr(model, "trunk", model)), "position_ids"):
         kwargs["position_ids"] = position_ids(mask)
     return kwargs
 
 
 def packed_logits(model: nn.Module, batch: SFTBatch) -> Tensor:
-    """Logits (N, T, V) of packed rows; a token sees only earlier tokens of its own document."""
+    """Logits (N, T, V) of packed rows; a token sees only earlier tokens of its own document.
+
+    The mask replaces a model's own, windows included: `packing.require_packable` says for which models that is right.
+    """
     same = batch.documents[:, :, None] == batch.documents[:, None, :]
     causal = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
     # a padding query sees the other padding before it: a row without any key would be NaN

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,8 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from rlhf_lightning.config import ModelConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import backbone
+
+Model = TypeVar("Model", bound=nn.Module)
 
 disable_progress_bar()  # one bar a run: the stage's own
 set_verbosity_error()  # what it would only warn of, weights that a folder lacks, is refused below
@@ -174,8 +176,12 @@ def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
             if "dropout" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
     if model.gradient_checkpointing:
-        # the new kind: it also works where the inputs of a frozen backbone carry no gradient
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # not the reentrant kind: this one also works where the inputs of a frozen backbone carry no gradient
+        kind = {"use_reentrant": False}
+        if hasattr(module, "activation_checkpointing_enable"):
+            module.activation_checkpointing_enable(kind)
+        else:  # its name in earlier transformers
+            module.gradient_checkpointing_enable(kind)
     if model.compile:
         module.compile()
     return module
@@ -193,7 +199,7 @@ def set_dropout(module: nn.Module, probability: float) -> int:
     return len(layers)
 
 
-def frozen(module: PreTrainedModel) -> PreTrainedModel:
+def frozen(module: Model) -> Model:
     """The model in evaluation mode, without gradients."""
     return module.eval().requires_grad_(False)
 

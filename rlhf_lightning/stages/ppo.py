@@ -8,66 +8,35 @@ arXiv:2203.02155 (PPO-ptx, EMA).
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.batches import Experience, PPOBatch, PromptBatch, Rollout, SFTBatch
 from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import PPOConfig
-from rlhf_lightning.functional.kl import adapt_kl_coef
-from rlhf_lightning.functional.losses import causal_lm_loss
-from rlhf_lightning.functional.scores import RunningMoments
-from rlhf_lightning.models.adapters import TRAINED, AdapterView, TrunkScorer, copy_adapter, in_use
-from rlhf_lightning.models.forward import hidden_states_of, packed_logits
+from rlhf_lightning.models.adapters import TRAINED, AdapterView, TrunkScorer, copy_adapter
 from rlhf_lightning.models.loading import frozen
 from rlhf_lightning.rewards.base import RewardFunction, taken_statistics
-from rlhf_lightning.stages.ppo_losses import (
-    RATIO_TOLERANCE,
-    actor_losses,
-    check_ratio,
-    critic_loss,
-)
-from rlhf_lightning.stages.rollout import (
-    Sampling,
-    collect,
-    micro_batches,
-    shuffled_minibatches,
-    to_experience,
-)
+from rlhf_lightning.stages.ppo_progress import Progress
+from rlhf_lightning.stages.ppo_update import PPOUpdate
+from rlhf_lightning.stages.rollout import Sampling, collect, to_experience
 from rlhf_lightning.stages.updates import (
     LearningRate,
     MovingAverage,
     OptimizerFactory,
+    computing_dtype,
     leave_out_frozen,
     require_finite,
     require_whole,
-    step_optimizer,
     trained,
 )
 from rlhf_lightning.stages.watching import GoldFunction, watched, weighted_means
-
-EARLY_STOP_FACTOR = 1.5
-"""An iteration's epochs end when approx_kl exceeds this times `ppo.target_kl` (the customary factor)."""
-
-
-@dataclass
-class Progress:
-    """What changes over a run besides weights and optimizer: all of it is in the checkpoint."""
-
-    iteration: int = 0
-    episodes: int = 0
-    updates: int = 0
-    kl_coef: float = 0.05
-    moments: RunningMoments = field(default_factory=RunningMoments)
-    skipped_minibatches: int = 0
-    early_stops: int = 0
 
 
 class PPOModule(LightningModule):
@@ -100,6 +69,13 @@ class PPOModule(LightningModule):
         self.critic = value.trained() if isinstance(value, TrunkScorer) else trained(value)
         others = {id(p) for p in self.critic}
         self.actor = [p for p in trained(policy) if id(p) not in others]
+        self.minibatches = PPOUpdate(
+            hp,
+            policy,
+            value,
+            [*self.actor, *self.critic],
+            manual_backward=self.manual_backward,
+        )
         self.ema = MovingAverage(self.actor, hp.ema_decay) if hp.ema_decay is not None else None
         self.tokenizer, self.gold, self.seed = tokenizer, gold, seed
         self.lr = LearningRate(hp.schedule, hp.iterations)
@@ -175,26 +151,17 @@ class PPOModule(LightningModule):
             "time/tokens_per_s": tokens / (rollout_s + update_s),
             "time/episodes_per_s": len(rollout.scores) / (rollout_s + update_s),
         }
-        self._advance(len(rollout.scores), statistics["rollout/kl_k1"])
+        progress.advance(hp, episodes=len(rollout.scores), kl=statistics["rollout/kl_k1"])
+        self._after_updates()
         log_metrics(self, statistics, step=self.log_step)
 
-    def _advance(self, episodes: int, kl: float) -> None:
-        """What an iteration changes after its updates: counters, β, EMA, reference."""
-        hp, progress = self.hp, self.progress
-        progress.iteration += 1
-        progress.episodes += episodes
-        if hp.adaptive_kl.enabled:
-            progress.kl_coef = adapt_kl_coef(
-                progress.kl_coef,
-                kl,
-                target=hp.adaptive_kl.target,
-                horizon=hp.adaptive_kl.horizon,
-                episodes=episodes,
-            )
+    def _after_updates(self) -> None:
+        """What an iteration changes besides its counters: EMA, reference."""
+        every = self.hp.reference_refresh_every
         if self.ema is not None:
             # after each iteration, not each minibatch: [I] does not say which
             self.ema.update(self.actor)
-        if hp.reference_refresh_every and progress.iteration % hp.reference_refresh_every == 0:
+        if every and self.progress.iteration % every == 0:
             self._refresh_reference()
 
     def _refresh_reference(self) -> None:
@@ -209,130 +176,25 @@ class PPOModule(LightningModule):
         self.eval()
         # autocast (bf16-mixed) begins after __init__: the sampler's numbers are then half precision too
         recompute = self.sampling.recompute_logprobs or (
-            self.hp.old_logprobs == "auto" and self._precision() != torch.float32
+            self.hp.old_logprobs == "auto" and computing_dtype(self.policy) != torch.float32
         )
         sampling = replace(self.sampling, recompute_logprobs=recompute)
         rollout = collect(
             prompts, self.policy, self.reference, self.value, self.reward, sampling, generator
         )
         self.train()
-        require_finite(rollout.scores, where=self._where, what="score")
+        require_finite(rollout.scores, where=self.progress.where, what="score")
         return rollout
 
     def update(self, experience: Experience, pretraining: SFTBatch | None) -> dict[str, float]:
         """Epochs of minibatch steps on one iteration's experience; returns means over the steps taken."""
-        taken: list[dict[str, float]] = []
-        for epoch in range(self.hp.epochs):
-            minibatches = shuffled_minibatches(experience, self.hp.minibatch_size, self.generator)
-            texts = _shares(pretraining, len(minibatches))
-            for minibatch, text in zip(minibatches, texts, strict=True):
-                first = epoch == 0 and not taken
-                step = self._step(minibatch, text, first=first)
-                taken.append(step)
-                if step["stopped"]:
-                    self.progress.early_stops += 1
-                    return self._update_statistics(taken)
-        return self._update_statistics(taken)
-
-    def _update_statistics(self, taken: list[dict[str, float]]) -> dict[str, float]:
-        found: dict[str, list[float]] = {}
-        for step in taken:  # not every step has text
-            for name, value in step.items():
-                found.setdefault(name, []).append(value)
-        names = [name for name in found if name not in ("stopped", "ratio_max")]
-        means = {f"ppo/{n}": sum(found[n]) / len(found[n]) for n in names}
-        return means | {
-            "ppo/ratio_max": max(s["ratio_max"] for s in taken),
-            "ppo/minibatches": float(len(taken)),
-            "ppo/skipped_minibatches": float(self.progress.skipped_minibatches),
-            "ppo/early_stops": float(self.progress.early_stops),
-        }
-
-    def _step(
-        self, minibatch: Experience, text: SFTBatch | None, *, first: bool
-    ) -> dict[str, float]:
-        """One optimizer step; the gradient does not depend on how the minibatch is split."""
-        hp, optimizer, where = self.hp, self.optimizers(), self._where
-        tokens = int(minibatch.response_mask.sum())
-        sums: dict[str, Tensor] = {}
-        for micro in micro_batches(minibatch, hp.micro_batch_size):
-            found = self._backward(micro, tokens, first=first)
-            for name, value in found.items():
-                largest = name == "ratio_max"
-                before = sums.get(name, value.new_zeros(()))
-                sums[name] = torch.maximum(before, value) if largest else before + value
-        if text is not None and not self._warming_up:
-            sums["ptx_loss"] = self._pretraining_backward(text, where=where)
-        step = {name: value.item() for name, value in sums.items()} | {"stopped": 0.0}
-        if hp.ratio_spike is not None and step["ratio_mean"] > hp.ratio_spike:
-            self.progress.skipped_minibatches += 1
-            optimizer.zero_grad()  # type: ignore[union-attr]
-            return step | {"grad_norm": 0.0}
-        if hp.target_kl is not None and step["approx_kl"] > EARLY_STOP_FACTOR * hp.target_kl:
-            optimizer.zero_grad()  # type: ignore[union-attr]
-            return step | {"grad_norm": 0.0, "stopped": 1.0}
-        step["grad_norm"] = step_optimizer(
-            optimizer, [*self.actor, *self.critic], grad_clip=hp.grad_clip, where=where
+        return self.minibatches.epochs(
+            experience,
+            pretraining,
+            self.progress,
+            optimizer=self.optimizers(),
+            generator=self.generator,
         )
-        self.progress.updates += 1
-        return step
-
-    @property
-    def _warming_up(self) -> bool:
-        """Whether only the value model learns."""
-        return self.progress.iteration < self.hp.critic_warmup_iterations
-
-    def _precision(self) -> torch.dtype:
-        """What the policy computes in: autocast's dtype, or that of its weights."""
-        device = self.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return next(self.policy.parameters()).dtype
-
-    def _backward(self, micro: Experience, tokens: int, *, first: bool) -> dict[str, Tensor]:
-        """Backward of a micro-batch's loss / the minibatch's tokens; its share of the statistics."""
-        shared = self.hp.value_kind == "shared"
-        with hidden_states_of(self.policy) if shared else nullcontext([]) as hidden:
-            actor, logprobs, statistics = actor_losses(self.policy, micro, self.hp, tokens=tokens)
-        if first:
-            allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[self._precision()]
-            check_ratio(logprobs, micro, allowed=allowed, where=self._where)
-        require_finite(actor, where=self._where)
-        if self.value is None:
-            self.manual_backward(actor)
-            return statistics
-        if not shared and not self._warming_up:  # before the critic's forward: one graph at a time
-            self.manual_backward(actor)
-        critic, found = self._critic_loss(micro, tokens, hidden[0] if shared else None)
-        require_finite(critic, where=self._where)
-        with in_use(self.value):  # checkpointed layers run again in backward
-            self.manual_backward(actor + critic if shared and not self._warming_up else critic)
-        return statistics | found
-
-    def _critic_loss(
-        self, micro: Experience, tokens: int, hidden: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        assert self.value is not None
-        if hidden is not None and self._warming_up:  # only the head learns
-            hidden = hidden.detach()
-        return critic_loss(self.value, micro, self.hp, tokens=tokens, hidden=hidden)
-
-    @property
-    def _where(self) -> str:
-        return f"ppo: iteration {self.progress.iteration}"
-
-    def _pretraining_backward(self, text: SFTBatch, *, where: str) -> Tensor:
-        """Add γ_ptx times the gradient of the text's mean token loss; returns that mean."""
-        # 1: a share of padding alone (all its texts were too long) adds nothing
-        targets = max(int(text.loss_mask[:, 1:].sum()), 1)
-        total = torch.zeros((), device=text.ids.device)
-        for micro in text.micro_batches(self.hp.micro_batch_size):
-            logits = packed_logits(self.policy, micro)
-            loss = causal_lm_loss(logits, micro.ids, micro.loss_mask, normalizer=targets)
-            require_finite(loss, where=f"{where}, pretraining text")
-            self.manual_backward(self.hp.ptx.coef * loss)
-            total += loss.detach()
-        return total
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         # a generator of its own: looking never changes what training samples
@@ -360,7 +222,7 @@ class PPOModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved: dict[str, Any] = {
-            "progress": asdict(self.progress),
+            "progress": self.progress.state(),
             "generator": self.generator.get_state(),
         }
         if self.hp.reference_refresh_every:
@@ -371,17 +233,7 @@ class PPOModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_whole(checkpoint, self)
         saved = checkpoint["ppo"]
-        progress = dict(saved["progress"])
-        moments = RunningMoments(**progress.pop("moments"))
-        self.progress = Progress(**progress, moments=moments)
+        self.progress = Progress.from_state(saved["progress"])
         self.generator.set_state(saved["generator"])
         if "reference" in saved:
             self.reference.load_state_dict(saved["reference"])
-
-
-def _shares(text: SFTBatch | None, count: int) -> list[SFTBatch | None]:
-    """The pretraining rows, dealt to `count` minibatches."""
-    if text is None:
-        return [None] * count
-    parts = torch.arange(len(text.ids)).tensor_split(count)
-    return [text.rows(part) if len(part) else None for part in parts]

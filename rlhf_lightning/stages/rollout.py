@@ -48,10 +48,12 @@ def collect(
     reward: RewardFunction | None,
     sampling: Sampling,
     generator: torch.Generator,
+    *,
+    after_chunk: Callable[[int], None] = lambda _rows: None,
 ) -> Rollout:
     """Sample one response a prompt and record everything the update will need, (B, R) each.
 
-    Without `value` the values are 0, without `reward` the scores are 0.
+    Without `value` the values are 0, without `reward` the scores are 0. `after_chunk` is told how many rows were made.
     """
     # prompts of like length share a chunk: little padding is computed
     order = prompts.mask.sum(1).argsort(stable=True)
@@ -68,6 +70,7 @@ def collect(
             generator=generator,
         )
         parts.append(_scored(chunk, responses, policy, reference, value, reward, sampling))
+        after_chunk(len(rows))
     return _concatenate(parts, pad_id=pad_id(sampling.tokenizer)).rows(order.argsort())
 
 

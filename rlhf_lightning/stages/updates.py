@@ -44,6 +44,13 @@ def trained(model: nn.Module | None) -> list[nn.Parameter]:
     return [] if model is None else [p for p in model.parameters() if p.requires_grad]
 
 
+def computing_dtype(model: nn.Module) -> torch.dtype:
+    """What a model computes in: autocast's dtype, or that of its weights."""
+    weights = next(model.parameters())
+    device = weights.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.dtype
+
+
 class MovingAverage(nn.Module):
     """Exponential moving average of parameters: a ← d·a + (1 − d)·p."""
 
@@ -73,7 +80,8 @@ def leave_out_frozen(checkpoint: dict[str, Any], model: nn.Module, prefix: str) 
     """
     if not has_adapters(model):
         return
-    for name, parameter in model.named_parameters():
+    # duplicates too: a tied output layer is the embedding under another name
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad and ".lora_" not in name:
             checkpoint["state_dict"].pop(f"{prefix}.{name}", None)
 

@@ -8,21 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.callbacks.progress import counted
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.data.batching import Prompt, first_prompts
-from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.stored import StoredRecords, store
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.generation import sample
 from rlhf_lightning.models.loading import frozen, grow_embeddings, load_policy, placed
-from rlhf_lightning.models.tokens import decode, eos_id, pad_id
 from rlhf_lightning.rewards.functions import call_function, load_function
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job, parent_tokenizer
+from rlhf_lightning.tasks.sampling import speak
 
 Ranker = Callable[[Prompt, list[str]], list[int]]
 """A prompt and different completions → their ranks, 0 = best."""
@@ -101,7 +98,8 @@ def _completions(
     done: Callable[[int], None],
 ) -> Iterator[str]:
     """Texts in order: `sizes[0]` of the first prompt, `sizes[1]` of the second, ..."""
-    rows, generator = job.root.reward.rollout_batch_size, job.generator(f"sampling of {split}")
+    hp: RewardConfig = job.root.reward
+    rows, generator = hp.rollout_batch_size, job.generator(f"sampling of {split}")
     repeated = [p for p, size in zip(prompts, sizes, strict=True) for _ in range(size)]
     for start in range(0, len(repeated), WINDOW * rows):
         window = repeated[start : start + WINDOW * rows]
@@ -111,35 +109,18 @@ def _completions(
         for first in range(0, len(order), rows):
             job.stop.check()
             chosen = order[first : first + rows]
-            spoken = _speak(job, policy, tokenizer, [window[i] for i in chosen], generator)
+            spoken = speak(
+                policy,
+                tokenizer,
+                [window[i] for i in chosen],
+                max_response_tokens=hp.max_response_tokens,
+                temperature=hp.temperature,
+                generator=generator,
+            )
             for i, text in zip(chosen, spoken, strict=True):
                 texts[i] = text
             done(len(chosen))
         yield from texts
-
-
-def _speak(
-    job: Job,
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Prompt],
-    generator: torch.Generator,
-) -> list[str]:
-    """One completion of each prompt."""
-    hp: RewardConfig = job.root.reward
-    batch = collate_prompts(
-        [p.ids for p in prompts], [p.record for p in prompts], pad_id(tokenizer)
-    )
-    responses = sample(
-        policy,
-        batch.to(device_of(job)),
-        max_new_tokens=hp.max_response_tokens,
-        temperature=hp.temperature,
-        eos_id=eos_id(tokenizer),
-        pad_id=pad_id(tokenizer),
-        generator=generator,
-    )
-    return decode(tokenizer, responses.ids, responses.mask)
 
 
 def _ranker(job: Job, tokenizer: PreTrainedTokenizerFast, split: str) -> Ranker:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from rlhf_lightning.callbacks.progress import counted
 from rlhf_lightning.config import EvaluateConfig
 from rlhf_lightning.data.batching import Prompt, first_prompts
 from rlhf_lightning.data.collate import collate_prompts, encode_prompts
@@ -21,7 +22,6 @@ from rlhf_lightning.evaluation.report import turns_of
 from rlhf_lightning.evaluation.samples import ModelSamples
 from rlhf_lightning.functional.kl import kl_k1, kl_k3
 from rlhf_lightning.functional.paired import sign_flip_p
-from rlhf_lightning.models.generation import sample
 from rlhf_lightning.models.loading import (
     frozen,
     grow_embeddings,
@@ -29,13 +29,14 @@ from rlhf_lightning.models.loading import (
     new_policy,
     placed,
 )
-from rlhf_lightning.models.tokens import decode, eos_id, pad_id
+from rlhf_lightning.models.tokens import decode, pad_id
 from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest, taken_statistics
 from rlhf_lightning.rewards.build import build_known
 from rlhf_lightning.runs.files import write_text
 from rlhf_lightning.stages.rollout import Sampling, collect
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job, new_tokenizer, parent_tokenizer, require_same_tokenizer
+from rlhf_lightning.tasks.sampling import speak
 from rlhf_lightning.tasks.scorers import require_tokenizer_of_rewards, reward_of
 
 
@@ -130,7 +131,15 @@ def _samples(
     records = [p.record for p in prompts]
     batch = collate_prompts([p.ids for p in prompts], records, pad_id(tokenizer)).to(device)
     job.stop.check()
-    rollout = collect(batch, policy, reference, None, judges.reward, sampling, generator)
+    with counted(f"evaluate: {name}", len(prompts)) as done:
+
+        def after(rows: int) -> None:
+            done(rows)
+            job.stop.check()
+
+        rollout = collect(
+            batch, policy, reference, None, judges.reward, sampling, generator, after_chunk=after
+        )
     pair, mask = (rollout.logprobs, rollout.ref_logprobs), rollout.response_mask
     texts = decode(tokenizer, rollout.response_ids, mask)
     request = ScoreRequest(
@@ -148,12 +157,13 @@ def _samples(
         kl_k1=kl_k1(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
         kl_k3=kl_k3(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
         known={known: judge(request).tolist() for known, judge in judges.known.items()},
-        reworded_responses=_reworded(job, policy, tokenizer, records, generator),
+        reworded_responses=_reworded(job, name, policy, tokenizer, records, generator),
     )
 
 
 def _reworded(
     job: Job,
+    name: str,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     records: Sequence[dict[str, Any]],
@@ -164,7 +174,7 @@ def _reworded(
     ids = encode_prompts(tokenizer, [o["prompt"] for o in others if o is not None])
     known = [i for i, other in enumerate(others) if other is not None]
     fits = [
-        (i, row)
+        Prompt(i, row, records[i])
         for i, row in zip(known, ids, strict=True)
         if len(row) <= job.root.ppo.max_prompt_tokens
     ]
@@ -173,24 +183,21 @@ def _reworded(
     if len(fits) < len(records):
         job.say(f"{len(records) - len(fits)} prompts have no rewording that fits")
     found: list[str | None] = [None] * len(records)
-    for start in range(0, len(fits), hp.batch_size):
-        job.stop.check()
-        chunk = fits[start : start + hp.batch_size]
-        batch = collate_prompts(
-            [row for _, row in chunk], [records[i] for i, _ in chunk], pad_id(tokenizer)
-        )
-        responses = sample(
-            policy,
-            batch.to(device_of(job)),
-            max_new_tokens=hp.max_response_tokens,
-            temperature=hp.temperature,
-            eos_id=eos_id(tokenizer),
-            pad_id=pad_id(tokenizer),
-            generator=generator,
-        )
-        texts = decode(tokenizer, responses.ids, responses.mask)
-        for (i, _), text in zip(chunk, texts, strict=True):
-            found[i] = text
+    with counted(f"evaluate: {name}, reworded", len(fits)) as done:
+        for start in range(0, len(fits), hp.batch_size):
+            job.stop.check()
+            chunk = fits[start : start + hp.batch_size]
+            texts = speak(
+                policy,
+                tokenizer,
+                chunk,
+                max_response_tokens=hp.max_response_tokens,
+                temperature=hp.temperature,
+                generator=generator,
+            )
+            for prompt, text in zip(chunk, texts, strict=True):
+                found[prompt.index] = text
+            done(len(chunk))
     return found
 
 

@@ -76,7 +76,8 @@ def fit(
 
 
 def _callbacks(job: Job, checkpoint_every: int) -> list[Any]:
-    configured = [job.build(node) for node in (job.root.callbacks or {}).values()]
+    nodes = (job.root.callbacks or {}).values()
+    configured = [job.build(node) for node in nodes if node is not None]  # null switches one off
     return [
         StageProgress(job.task),
         SampleTables(job.run.path / "samples.jsonl", figures=HEAT_STRIPS),

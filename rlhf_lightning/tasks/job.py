@@ -69,6 +69,8 @@ class Job:
         made = []
         own = f"{self.task}-{self.run.path.name}"
         for key, node in (self.root.logger or {}).items():
+            if node is None:  # switched off
+                continue
             name = {"name": own} if node.get("name", "") is None else {}
             try:
                 made.append(self.build(node, save_dir=str(self.run.tensorboard), **name))
@@ -171,7 +173,12 @@ def require_same_tokenizer(a: Artifact, b: Artifact, *, key: str) -> None:
 def add_trained_adapter(job: Job, model: PreTrainedModel, lora: LoRAConfig | None) -> None:
     """Freeze the model and train an adapter on it, if the stage's settings say so."""
     if lora is not None:
-        add_adapter(model, lora, TRAINED, seed=job.seed("adapter"))
+        try:
+            add_adapter(model, lora, TRAINED, seed=job.seed("adapter"))
+        except (
+            UserError
+        ) as error:  # `lora.targets must be ...`: of which stage, only this place knows
+            raise UserError(f"{job.task}.{error}") from error
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         job.say(f"{trained:,} of {parameters_of(model):,} parameters are trained (adapters)")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from rlhf_lightning.callbacks.showing import show_figure
 from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.data.batching import first_prompts, prompt_batches
 from rlhf_lightning.data.collate import collate_prompts
@@ -20,6 +20,7 @@ from rlhf_lightning.models.loading import (
     new_policy,
     parameters_of,
 )
+from rlhf_lightning.models.packing import require_packable
 from rlhf_lightning.models.tokens import pad_id
 from rlhf_lightning.rewards.build import build_reward
 from rlhf_lightning.stages.ppo import PPOModule
@@ -39,6 +40,10 @@ def run(job: Job) -> dict[str, float]:
     hp: PPOConfig = job.root.ppo
     job.mixture.say_removed(job.say)
     tokenizer, policy = _start(job)
+    if hp.ptx.coef > 0:
+        length = hp.max_prompt_tokens + hp.max_response_tokens
+        key = "ppo.max_prompt_tokens + ppo.max_response_tokens"
+        require_packable(policy, length=length, key=key)
     train = prompt_batches(job.mixture, tokenizer, hp=hp, start=job.prompt_start())
     fixed = first_prompts(
         job.mixture,
@@ -79,7 +84,9 @@ def run(job: Job) -> dict[str, float]:
     )
     module.export_average()  # what is exported is what is measured
     trainer.validate(module, validation, verbose=False)
-    _draw(job, trainer)
+    figure = score_over_kl(read_metrics(job.run.metrics_csv))
+    if figure is not None:
+        show_figure(trainer.loggers, "score_over_kl", figure, hp.iterations)
     metrics = (
         _final(module.validation_metrics)
         | job.mixture.counts()
@@ -109,15 +116,6 @@ def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
     tokenizer = new_tokenizer(job)
     require_tokenizer_of_rewards(job, tokenizer, key=key, policy=None)
     return tokenizer, new_policy(model, tokenizer, seed=job.seed("weights"))
-
-
-def _draw(job: Job, trainer: Trainer) -> None:
-    """Score and gold over KL, for loggers that take figures."""
-    figure = score_over_kl(read_metrics(job.run.metrics_csv))
-    writers: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-    for writer in writers:
-        if figure is not None and hasattr(writer, "add_figure"):
-            writer.add_figure("score_over_kl", figure, job.root.ppo.iterations, close=False)
 
 
 def _final(validation: dict[str, float]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from rlhf_lightning.models.loading import (
     new_scorer,
     parameters_of,
 )
+from rlhf_lightning.models.packing import require_packable
 from rlhf_lightning.stages.reward_model import RewardModule
 from rlhf_lightning.tasks.collect import comparisons, stored_comparisons
 from rlhf_lightning.tasks.fit import fit
@@ -46,8 +47,10 @@ def run(job: Job) -> dict[str, float]:
     found = _comparisons(job)
     train, held_out = found["train"], {s: found[s] for s in ("validation", "test")}
     tokenizer, model = _start(job)
-    add_trained_adapter(job, model, hp.lora)
     length = job.root.model.context_length
+    if hp.share_prompt:  # a row then holds all completions of a prompt
+        require_packable(model, length=length, key="model.context_length")
+    add_trained_adapter(job, model, hp.lora)
     loaders = [
         comparison_batches(
             records,

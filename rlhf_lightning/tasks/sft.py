@@ -8,6 +8,7 @@ from rlhf_lightning.config import SFTConfig
 from rlhf_lightning.data.batching import sft_batches
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.models.loading import grow_embeddings, load_policy, new_policy, parameters_of
+from rlhf_lightning.models.packing import require_packable
 from rlhf_lightning.stages.sft import SFTModule
 from rlhf_lightning.tasks.fit import fit
 from rlhf_lightning.tasks.job import (
@@ -26,6 +27,7 @@ def run(job: Job) -> dict[str, float]:
     kind = "text" if stage == "pretrain" else "demonstration"
     job.mixture.say_removed(job.say)
     tokenizer, model = _start(job)
+    require_packable(model, length=hp.max_length, key=f"{stage}.max_length")
     add_trained_adapter(job, model, hp.lora)
     train, validation = (
         sft_batches(

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -117,3 +118,94 @@ def test_a_tokenizer_without_eos_gets_one():
 
 def test_the_built_in_tokenizer_needs_nothing(tokenizer):
     assert prepare_tokenizer(tokenizer) == 0
+
+
+def raw_folder(folder, *, config=None, model_type=None, **tokens):
+    """A folder as others leave it; `config` is what tokenizer_config.json says, word for word."""
+    bare(**tokens).save_pretrained(folder)
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if model_type is not None:
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+
+
+TEXT_END = {"content": "<|endoftext|>", "lstrip": False, "rstrip": False, "normalized": False}
+RAW = {
+    "no pad token": {"eos_token": "<|endoftext|>"},
+    "pad is eos": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    "pad in the vocabulary": {"eos_token": "<|im_end|>", "bos_token": "<|im_end|>"},
+    "a pad that is eos beside a known one": {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"},
+    "no eos": {},
+    "a template of its own": {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "chat_template": "{{ messages }}",
+    },
+    "tokens that the vocabulary lacks": {
+        "config": {"eos_token": "</s>", "mask_token": "<mask>", "additional_special_tokens": ["<x>"]}
+    },
+    "an added token in the config alone": {
+        "config": {"eos_token": "<|im_end|>", "added_tokens_decoder": {"900": TEXT_END | {"content": "<y>"}}}
+    },
+    "several templates": {
+        "config": {"eos_token": "<|im_end|>", "chat_template": [{"name": "default", "template": "a"}, {"name": "tool", "template": "b"}]}
+    },
+    "tokens as objects": {"config": {"eos_token": TEXT_END | {"__type": "AddedToken"}}},
+    "what GPT-2 leaves unsaid": {"config": {}, "model_type": "gpt2"},
+    "what GPT-NeoX leaves unsaid": {"config": {"tokenizer_class": "GPTNeoXTokenizerFast"}},
+    "what Qwen3 leaves unsaid": {"config": {"eos_token": "<|im_end|>"}, "model_type": "qwen3"},
+    "no tokenizer_config.json": {"config": {}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RAW)
+def test_the_fingerprint_of_a_folder_of_other_making_is_that_of_the_prepared_tokenizer(
+    tmp_path, case
+):
+    from transformers import AutoTokenizer
+
+    raw, trained = tmp_path / "raw", tmp_path / "trained"
+    raw_folder(raw, **RAW[case])
+    if case.startswith("no tokenizer_config"):
+        (raw / "tokenizer_config.json").unlink()
+    loaded = AutoTokenizer.from_pretrained(raw)
+    prepare_tokenizer(loaded)
+    fingerprint = tokenizer_fingerprint(raw)
+    assert fingerprint == tokenizer_fingerprint(loaded)
+    loaded.save_pretrained(trained)  # as an artifact has it
+    assert fingerprint == tokenizer_fingerprint(trained)
+
+
+def test_special_tokens_of_an_older_folder_are_read_where_they_lie(tmp_path):
+    from transformers import AutoTokenizer
+
+    raw_folder(tmp_path, config={"model_max_length": 64})
+    (tmp_path / "special_tokens_map.json").write_text(
+        json.dumps({"eos_token": TEXT_END, "pad_token": "<|im_end|>"})
+    )
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert (loaded.eos_token, loaded.pad_token) == ("<|endoftext|>", "<|im_end|>")
+    prepare_tokenizer(loaded)
+    assert tokenizer_fingerprint(tmp_path) == tokenizer_fingerprint(loaded)
+
+
+def test_folders_of_other_making_that_differ_have_different_fingerprints(tmp_path):
+    cases = ["no pad token", "pad in the vocabulary", "no eos", "a template of its own"]
+    for i, case in enumerate(cases):
+        raw_folder(tmp_path / str(i), **RAW[case])
+    assert len({tokenizer_fingerprint(tmp_path / str(i)) for i in range(4)}) == 4
+
+
+def test_scores_of_a_unigram_vocabulary_count(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    for name, score in (("a", -1.0), ("b", -2.0)):
+        backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("x", score)], unk_id=0))
+        PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(
+            tmp_path / name
+        )
+    assert tokenizer_fingerprint(tmp_path / "a") != tokenizer_fingerprint(tmp_path / "b")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "a")
+    prepare_tokenizer(loaded)
+    assert tokenizer_fingerprint(tmp_path / "a") == tokenizer_fingerprint(loaded)

@@ -100,8 +100,8 @@ def backward(ppo: PPOModule, micro: Experience, tokens: int) -> torch.Tensor:
         losses.append(loss.detach())
         loss.backward()
 
-    ppo.manual_backward = keep
-    ppo._backward(micro, tokens, first=True)
+    ppo.minibatches.manual_backward = keep
+    ppo.minibatches.backward(micro, tokens, ppo.progress, first=True)
     return torch.stack(losses).sum()
 
 

@@ -1,0 +1,51 @@
+"""What changes over a PPO run besides weights and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rlhf_lightning.config import PPOConfig
+from rlhf_lightning.functional.kl import adapt_kl_coef
+from rlhf_lightning.functional.scores import RunningMoments
+
+
+@dataclass
+class Progress:
+    """All of it is in the checkpoint."""
+
+    iteration: int = 0
+    episodes: int = 0
+    updates: int = 0
+    kl_coef: float = 0.05
+    moments: RunningMoments = field(default_factory=RunningMoments)
+    skipped_minibatches: int = 0
+    early_stops: int = 0
+
+    @property
+    def where(self) -> str:
+        """How messages call this moment."""
+        return f"ppo: iteration {self.iteration}"
+
+    def advance(self, hp: PPOConfig, *, episodes: int, kl: float) -> None:
+        """Count an iteration that is done; β follows its KL (k1, nats per sequence) where that is asked for."""
+        self.iteration += 1
+        self.episodes += episodes
+        if hp.adaptive_kl.enabled:
+            self.kl_coef = adapt_kl_coef(
+                self.kl_coef,
+                kl,
+                target=hp.adaptive_kl.target,
+                horizon=hp.adaptive_kl.horizon,
+                episodes=episodes,
+            )
+
+    def state(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Progress:
+        """What `state` gave."""
+        return cls(**{**state, "moments": RunningMoments(**state["moments"])})

@@ -1,0 +1,169 @@
+"""PPO's last arrow: epochs of minibatch steps on one iteration's experience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_lightning.batches import Experience, SFTBatch
+from rlhf_lightning.config import PPOConfig
+from rlhf_lightning.functional.losses import causal_lm_loss
+from rlhf_lightning.models.adapters import in_use
+from rlhf_lightning.models.forward import hidden_states_of, packed_logits
+from rlhf_lightning.stages.ppo_losses import (
+    RATIO_TOLERANCE,
+    actor_losses,
+    check_ratio,
+    critic_loss,
+)
+from rlhf_lightning.stages.ppo_progress import Progress
+from rlhf_lightning.stages.rollout import micro_batches, shuffled_minibatches
+from rlhf_lightning.stages.updates import computing_dtype, require_finite, step_optimizer
+
+EARLY_STOP_FACTOR = 1.5
+"""An iteration's epochs end when approx_kl exceeds this times `ppo.target_kl` (the customary factor)."""
+
+
+class PPOUpdate:
+    """Minibatch steps for a policy and its value model; `manual_backward` is the module's (precision, strategy)."""
+
+    def __init__(
+        self,
+        hp: PPOConfig,
+        policy: PreTrainedModel,
+        value: nn.Module | None,
+        parameters: Sequence[nn.Parameter],
+        *,
+        manual_backward: Callable[[Tensor], None],
+    ) -> None:
+        self.hp, self.policy, self.value = hp, policy, value
+        self.parameters, self.manual_backward = parameters, manual_backward
+
+    def epochs(
+        self,
+        experience: Experience,
+        pretraining: SFTBatch | None,
+        progress: Progress,
+        *,
+        optimizer: Any,
+        generator: torch.Generator,
+    ) -> dict[str, float]:
+        """All epochs, or as many as `target_kl` allows; returns means over the steps taken."""
+        taken: list[dict[str, float]] = []
+        for epoch in range(self.hp.epochs):
+            minibatches = shuffled_minibatches(experience, self.hp.minibatch_size, generator)
+            texts = _shares(pretraining, len(minibatches))
+            for minibatch, text in zip(minibatches, texts, strict=True):
+                first = epoch == 0 and not taken
+                step = self.step(minibatch, text, progress, optimizer=optimizer, first=first)
+                taken.append(step)
+                if step["stopped"]:
+                    progress.early_stops += 1
+                    return _statistics(taken, progress)
+        return _statistics(taken, progress)
+
+    def step(
+        self,
+        minibatch: Experience,
+        text: SFTBatch | None,
+        progress: Progress,
+        *,
+        optimizer: Any,
+        first: bool,
+    ) -> dict[str, float]:
+        """One optimizer step; the gradient does not depend on how the minibatch is split."""
+        hp = self.hp
+        tokens = int(minibatch.response_mask.sum())
+        sums: dict[str, Tensor] = {}
+        for micro in micro_batches(minibatch, hp.micro_batch_size):
+            found = self.backward(micro, tokens, progress, first=first)
+            for name, value in found.items():
+                largest = name == "ratio_max"
+                before = sums.get(name, value.new_zeros(()))
+                sums[name] = torch.maximum(before, value) if largest else before + value
+        if text is not None and not self._warming_up(progress):
+            sums["ptx_loss"] = self._text_backward(text, progress)
+        step = {name: value.item() for name, value in sums.items()} | {"stopped": 0.0}
+        if hp.ratio_spike is not None and step["ratio_mean"] > hp.ratio_spike:
+            progress.skipped_minibatches += 1
+            optimizer.zero_grad()
+            return step | {"grad_norm": 0.0}
+        if hp.target_kl is not None and step["approx_kl"] > EARLY_STOP_FACTOR * hp.target_kl:
+            optimizer.zero_grad()
+            return step | {"grad_norm": 0.0, "stopped": 1.0}
+        step["grad_norm"] = step_optimizer(
+            optimizer, self.parameters, grad_clip=hp.grad_clip, where=progress.where
+        )
+        progress.updates += 1
+        return step
+
+    def backward(
+        self, micro: Experience, tokens: int, progress: Progress, *, first: bool
+    ) -> dict[str, Tensor]:
+        """Backward of a micro-batch's loss / the minibatch's tokens; its share of the statistics."""
+        shared, warming_up = self.hp.value_kind == "shared", self._warming_up(progress)
+        with hidden_states_of(self.policy) if shared else nullcontext([]) as hidden:
+            actor, logprobs, statistics = actor_losses(self.policy, micro, self.hp, tokens=tokens)
+        if first:
+            allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[computing_dtype(self.policy)]
+            check_ratio(logprobs, micro, allowed=allowed, where=progress.where)
+        require_finite(actor, where=progress.where)
+        if self.value is None:
+            self.manual_backward(actor)
+            return statistics
+        if not shared and not warming_up:  # before the critic's forward: one graph at a time
+            self.manual_backward(actor)
+        states = hidden[0] if shared else None
+        if states is not None and warming_up:  # only the head learns
+            states = states.detach()
+        critic, found = critic_loss(self.value, micro, self.hp, tokens=tokens, hidden=states)
+        require_finite(critic, where=progress.where)
+        with in_use(self.value):  # checkpointed layers run again in backward
+            self.manual_backward(actor + critic if shared and not warming_up else critic)
+        return statistics | found
+
+    def _text_backward(self, text: SFTBatch, progress: Progress) -> Tensor:
+        """Add γ_ptx times the gradient of the text's mean token loss; returns that mean."""
+        # 1: a share of padding alone (all its texts were too long) adds nothing
+        targets = max(int(text.loss_mask[:, 1:].sum()), 1)
+        total = torch.zeros((), device=text.ids.device)
+        for micro in text.micro_batches(self.hp.micro_batch_size):
+            logits = packed_logits(self.policy, micro)
+            loss = causal_lm_loss(logits, micro.ids, micro.loss_mask, normalizer=targets)
+            require_finite(loss, where=f"{progress.where}, pretraining text")
+            self.manual_backward(self.hp.ptx.coef * loss)
+            total += loss.detach()
+        return total
+
+    def _warming_up(self, progress: Progress) -> bool:
+        """Whether only the value model learns."""
+        return progress.iteration < self.hp.critic_warmup_iterations
+
+
+def _statistics(taken: list[dict[str, float]], progress: Progress) -> dict[str, float]:
+    """Means over the steps under the names that are logged."""
+    found: dict[str, list[float]] = {}
+    for step in taken:  # not every step has text
+        for name, value in step.items():
+            found.setdefault(name, []).append(value)
+    names = [name for name in found if name not in ("stopped", "ratio_max")]
+    means = {f"ppo/{n}": sum(found[n]) / len(found[n]) for n in names}
+    return means | {
+        "ppo/ratio_max": max(s["ratio_max"] for s in taken),
+        "ppo/minibatches": float(len(taken)),
+        "ppo/skipped_minibatches": float(progress.skipped_minibatches),
+        "ppo/early_stops": float(progress.early_stops),
+    }
+
+
+def _shares(text: SFTBatch | None, count: int) -> list[SFTBatch | None]:
+    """The pretraining rows, dealt to `count` minibatches."""
+    if text is None:
+        return [None] * count
+    parts = torch.arange(len(text.ids)).tensor_split(count)
+    return [text.rows(part) if len(part) else None for part in parts]

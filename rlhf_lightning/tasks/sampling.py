@@ -1,0 +1,38 @@
+"""One response of a policy to each of a batch of prompts, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rlhf_lightning.data.batching import Prompt
+from rlhf_lightning.data.collate import collate_prompts
+from rlhf_lightning.models.generation import sample
+from rlhf_lightning.models.tokens import decode, eos_id, pad_id
+
+
+def speak(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Prompt],
+    *,
+    max_response_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> list[str]:
+    """Texts in the order of the prompts, all sampled at once, on the policy's device."""
+    batch = collate_prompts(
+        [p.ids for p in prompts], [p.record for p in prompts], pad_id(tokenizer)
+    )
+    responses = sample(
+        policy,
+        batch.to(policy.device),
+        max_new_tokens=max_response_tokens,
+        temperature=temperature,
+        eos_id=eos_id(tokenizer),
+        pad_id=pad_id(tokenizer),
+        generator=generator,
+    )
+    return decode(tokenizer, responses.ids, responses.mask)

@@ -1,0 +1,329 @@
+"""Adapters end to end: whole runs, what they leave for other tools, what is in memory, going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from rlhf_lightning.batches import Experience
+from rlhf_lightning.config import ModelConfig
+from rlhf_lightning.functional.scores import RunningMoments
+from rlhf_lightning.models.adapters import (
+    TRAINED,
+    VALUE,
+    AdapterView,
+    TrunkScorer,
+    add_adapter,
+)
+from rlhf_lightning.models.loading import prepare
+from rlhf_lightning.stages.ppo import PPOModule
+from rlhf_lightning.stages.rollout import to_experience
+from rlhf_lightning.tasks import ppo as ppo_task
+from tests.harness import rlhf_here, start, wait_for
+from tests.models.test_adapters import disturb
+from tests.stages.test_ppo import HP, batches, module
+from tests.stages.test_ppo import LORA as RANK_2
+from tests.tiny import tiny_policy, tiny_scorer
+
+# so large a rate that a few steps move the logits by more than rounding
+LORA = [
+    "lora=default",
+    *(f"{stage}.lora.rank=4" for stage in ("sft", "reward", "ppo")),
+    *(f"{stage}.optimizer.lr=0.01" for stage in ("sft", "reward", "ppo")),
+]
+IDS = torch.randint(6, 500, (3, 12), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="module")
+def outputs(pipeline_outputs: Path) -> Iterator[Path]:
+    """`outputs/` after a pipeline with adapters in all three stages; the pretrained model is shared."""
+    log = logging.getLogger("rlhf_lightning")
+    before = log.level
+    log.setLevel(logging.INFO)  # as the command does: log.txt is looked at
+    rlhf_here(f"outputs={pipeline_outputs}", *LORA, "logger=none")
+    yield pipeline_outputs
+    log.setLevel(before)
+
+
+@pytest.fixture(scope="module")
+def stages(outputs: Path) -> dict[str, Path]:
+    """Stage → its artifact in the pipeline with adapters."""
+    (run,) = (
+        run
+        for run in (outputs / "pipeline").iterdir()
+        if (run / "round-1/ppo/artifact/adapter").is_dir()
+        and (run / "round-1/sft/artifact/adapter").is_dir()
+    )
+    places = {"pretrain": "pretrain", **{s: f"round-1/{s}" for s in ("sft", "reward", "ppo")}}
+    return {stage: (run / place / "artifact").resolve() for stage, place in places.items()}
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model.eval()(input_ids=IDS).logits
+
+
+def test_a_pipeline_with_adapters_finishes_and_counts_what_it_trained(
+    stages: dict[str, Path],
+) -> None:
+    for stage in ("sft", "ppo"):
+        found = json.loads((stages[stage].parent / "metrics.json").read_text())
+        metrics = found["metrics"]
+        assert found["status"] == "finished"
+        assert 0 < metrics[f"{stage}/trained_parameters"] < metrics[f"{stage}/parameters"]
+    log = (stages["ppo"].parent / "log.txt").read_text()
+    assert "parameters are trained (adapters)" in log
+    assert "of its own in memory" not in log
+
+
+@pytest.mark.parametrize(("stage", "parent"), [("sft", "pretrain"), ("ppo", "sft")])
+def test_merged_weights_are_a_plain_model_and_the_adapter_on_its_parent_is_the_same(
+    stages: dict[str, Path], stage: str, parent: str
+) -> None:
+    names = set(load_file(stages[stage] / "model.safetensors"))
+    assert names == set(load_file(stages[parent] / "model.safetensors"))
+    merged = logits(AutoModelForCausalLM.from_pretrained(stages[stage]))
+    base = AutoModelForCausalLM.from_pretrained(stages[parent])
+    before = logits(base)
+    assert (merged - before).abs().max() > 1e-3  # it has learnt something
+    adapted = PeftModel.from_pretrained(base, str(stages[stage] / "adapter"))
+    torch.testing.assert_close(logits(adapted), merged, atol=1e-5, rtol=1e-4)
+    settings = json.loads((stages[stage] / "adapter/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(stages[parent])
+    assert settings["task_type"] == "CAUSAL_LM"
+
+
+def test_the_rewards_adapter_brings_its_head_to_the_backbone_it_was_trained_on(
+    stages: dict[str, Path],
+) -> None:
+    kind = AutoModelForSequenceClassification
+    merged = kind.from_pretrained(stages["reward"])
+    base = kind.from_pretrained(stages["sft"], num_labels=1)  # its head is random
+    adapted = PeftModel.from_pretrained(base, str(stages["reward"] / "adapter"))
+    torch.testing.assert_close(logits(adapted), logits(merged), atol=1e-5, rtol=1e-4)
+    settings = json.loads((stages["reward"] / "adapter/adapter_config.json").read_text())
+    assert settings["task_type"] == "SEQ_CLS"
+
+
+def bytes_of(run: Path) -> list[bytes]:
+    artifact = run / "artifact"
+    files = ("adapter/adapter_model.safetensors", "model.safetensors")
+    return [(artifact / name).read_bytes() for name in files]
+
+
+def rows(run: Path) -> int:
+    """Iterations that metrics.csv has seen."""
+    if not (run / "metrics.csv").exists():
+        return 0
+    steps = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def test_ppo_with_adapters_killed_and_started_again_ends_in_the_same_adapter(
+    outputs: Path, tmp_path: Path
+) -> None:
+    """With a reference that is refreshed: its adapter is in the checkpoint too."""
+    command = [f"outputs={outputs}", "task=ppo", *LORA, "logger=none", "ppo.iterations=5"]
+    command += [
+        "ppo.checkpoint_every=2",
+        "ppo.reference_refresh_every=2",
+        "ppo.ema_decay=0.9",
+        "ppo.eval_every=5",
+    ]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    process = start(tmp_path, *command, f"run_dir={broken}")
+    wait_for(lambda: rows(broken) >= 3, process)
+    process.kill()
+    process.communicate()
+    assert (broken / "checkpoints/last.ckpt").is_file() and not (broken / "artifact").exists()
+    checkpoint = torch.load(broken / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    frozen = [n for n in checkpoint if n.startswith("policy.") and ".lora_" not in n]
+    assert checkpoint and not frozen  # they come back with the parent's artifact
+    rlhf_here(*command, f"run_dir={broken}")
+    rlhf_here(*command, f"run_dir={straight}")
+    assert bytes_of(broken) == bytes_of(straight)
+
+
+# ---- what is in memory
+
+
+class Made(Exception):
+    """Raised in place of training: the module is all that is looked at."""
+
+    def __init__(self, module: PPOModule) -> None:
+        self.module = module
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A function: overrides of task=ppo → the module that would be trained."""
+
+    def instead(job: Any, module: PPOModule, *args: Any, **kwargs: Any) -> None:
+        raise Made(module)
+
+    def make(outputs: Path, *overrides: str) -> PPOModule:
+        monkeypatch.setattr(ppo_task, "fit", instead)
+        place = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        with pytest.raises(Made) as caught:
+            rlhf_here(f"outputs={outputs}", "task=ppo", *overrides, f"run_dir={place}")
+        return caught.value.module
+
+    return make
+
+
+def parameters(*models: nn.Module) -> int:
+    """Numbers in memory: of a backbone that several models share, once."""
+    found: dict[int, int] = {}
+    for model in models:
+        parts = [model, *(m for m in model.modules() if isinstance(m, TrunkScorer | AdapterView))]
+        for part in [*parts, *(p.trunk for p in parts if isinstance(p, TrunkScorer | AdapterView))]:
+            found |= {id(p): p.numel() for p in part.parameters()}
+    return sum(found.values())
+
+
+def test_policy_reference_value_and_reward_share_one_backbone(
+    outputs: Path, stages: dict[str, Path], made: Any
+) -> None:
+    ppo = made(outputs, *LORA)
+    reward: Any = ppo.reward
+    assert isinstance(ppo.reference, AdapterView) and ppo.reference.trunk is ppo.policy
+    assert isinstance(ppo.value, TrunkScorer) and ppo.value.trunk is ppo.policy
+    (scorer,) = (m for m in reward.modules() if isinstance(m, TrunkScorer))
+    assert scorer.trunk is ppo.policy
+    backbone = sum(t.numel() for t in load_file(stages["sft"] / "model.safetensors").values())
+    adapter = load_file(stages["ppo"] / "adapter/adapter_model.safetensors")
+    each = sum(t.numel() for t in adapter.values())
+    # one backbone, three adapters (policy, value, reward), two heads of 32 numbers
+    assert parameters(ppo, ppo.reference, reward) == backbone + 3 * each + 2 * 32
+
+
+def test_without_adapters_there_are_four_models(outputs: Path, made: Any) -> None:
+    ppo = made(outputs)
+    alone = parameters(ppo.policy)
+    assert parameters(ppo, ppo.reference, ppo.reward) > 3.5 * alone
+
+
+def test_a_reward_model_with_another_backbone_is_loaded_whole_and_the_log_says_so(
+    outputs: Path, made: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reward model of the pipeline without adapters has none to put on the policy's backbone."""
+    plain = min((outputs / "reward").iterdir(), key=lambda r: (r / "identity.json").stat().st_mtime)
+    caplog.set_level("INFO", logger="rlhf_lightning")
+    ppo = made(outputs, *LORA, f"ppo.init.reward={plain}")
+    said = [record.getMessage() for record in caplog.records]
+    expected = "reward has another backbone than the policy: it is a model of its own in memory"
+    assert f"ppo: {expected}" in said
+    assert any("the value adapter starts at V = 0" in line for line in said)
+    reward: Any = ppo.reward
+    assert any(isinstance(m, PreTrainedModel) for m in reward.modules())
+    assert isinstance(ppo.value, TrunkScorer) and not ppo.value.score.weight.any()
+
+
+# ---- every kind of value model
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ppo.value=shared"],
+        [*LORA, "ppo.value=shared"],
+        [*LORA, "ppo.value=separate"],
+        ["ppo.advantage=rloo", "ppo.samples_per_prompt=4"],
+        [*LORA, "ppo.advantage=rloo", "ppo.samples_per_prompt=4"],
+    ],
+    ids=lambda overrides: "+".join(o for o in overrides if "lr" not in o and "rank" not in o),
+)
+def test_every_kind_of_value_model_runs_to_the_end(
+    outputs: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    run = tmp_path / "run"
+    short = ["logger=none", "ppo.iterations=1", f"run_dir={run}"]
+    metrics = rlhf_here(f"outputs={outputs}", "task=ppo", *overrides, *short)
+    assert metrics["ppo/episodes"] == 16
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    rloo = "ppo.advantage=rloo" in overrides
+    assert ("ppo/value_loss" in header) != rloo
+    assert ("ppo/explained_variance" in header) != rloo
+    artifact = run / "artifact"
+    assert (artifact / "adapter").is_dir() == ("lora=default" in overrides)
+    assert torch.isfinite(logits(AutoModelForCausalLM.from_pretrained(artifact))).all()
+
+
+def test_four_samples_of_each_prompt_are_a_quarter_of_the_prompts(outputs: Path, made: Any) -> None:
+    ppo = made(outputs, "ppo.advantage=rloo", "ppo.samples_per_prompt=4")
+    assert ppo.value is None and ppo.hp.prompts_per_iteration == 16 // 4
+
+
+# ---- gradient checkpointing
+
+
+def gradients(ppo: PPOModule, experience: Experience) -> dict[str, Tensor]:
+    """Of one micro-batch, by parameter."""
+    ppo.zero_grad()
+    ppo.minibatches.manual_backward = lambda loss: loss.backward()
+    ppo.train()
+    tokens = int(experience.response_mask.sum())
+    ppo.minibatches.backward(experience, tokens, ppo.progress, first=True)
+    return {n: p.grad.clone() for n, p in ppo.named_parameters() if p.grad is not None}
+
+
+def _model(checkpointing: bool) -> ModelConfig:
+    llama = {"model_type": "llama"}
+    return ModelConfig(name="tiny", architecture=llama, gradient_checkpointing=checkpointing)
+
+
+@pytest.mark.parametrize("value", ["adapter", "shared", "separate"])
+def test_checkpointed_activations_give_the_same_gradients(value: str) -> None:
+    """Layers run again in backward, when no forward pass holds the adapter on any more."""
+
+    def made(checkpointing: bool) -> PPOModule:
+        policy = tiny_policy()
+        add_adapter(policy, RANK_2, TRAINED, seed=0)
+        disturb(policy, TRAINED, seed=1)
+        own: Any = tiny_scorer()
+        if value == "adapter":
+            add_adapter(policy, RANK_2, VALUE, seed=1)
+            disturb(policy, VALUE, seed=2)
+            own = TrunkScorer(policy, VALUE, head=torch.full((1, 32), 0.1))
+            own.owns_adapter = True
+        if value == "shared":
+            own = TrunkScorer(policy, TRAINED, head=torch.full((1, 32), 0.1))
+        if value == "separate":
+            add_adapter(own, RANK_2, TRAINED, seed=3)
+            disturb(own, TRAINED, seed=4)
+        for model in (policy, own):
+            if isinstance(model, PreTrainedModel):
+                prepare(model, _model(checkpointing))
+        hp = replace(HP, lora=RANK_2, value=value, value_coef=1.0)
+        return module(hp, policy=policy, value=own, reference=AdapterView(policy, None))
+
+    plain, checkpointed = made(False), made(True)
+    rollout = plain.rollout(batches(1)[0].prompts, plain.generator)
+    experience, _ = to_experience(rollout, plain.hp, kl_coef=0.05, moments=RunningMoments())
+    expected, passes = gradients(plain, experience), []
+    layer = checkpointed.policy.model.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    found = gradients(checkpointed, experience)
+    # policy (and value adapter): forward, and again in backward
+    assert len(passes) == (4 if value == "adapter" else 2)
+    assert found.keys() == expected.keys() and len(found) > 8
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-7, rtol=1e-5)
+    if value == "adapter":  # each adapter has its own, and it is not nothing
+        for adapter in (TRAINED, VALUE):
+            assert any(g.any() for n, g in expected.items() if f".{adapter}." in n)
