@@ -93,7 +93,7 @@ def _convert(weights: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.pad_token = PAD
     plain = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         **source, quantization_config=plain, dtype=torch.float32
     )
     # it is not quantised any more; save_pretrained would believe the marks

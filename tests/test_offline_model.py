@@ -130,7 +130,7 @@ def test_it_answers_in_words(converted: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(converted)
-    model = AutoModelForCausalLM.from_pretrained(converted, use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(converted, use_safetensors=True)
     question = [{"role": "user", "content": "What is the capital of France? One word."}]
     ids = tokenizer.apply_chat_template(
         question, add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -117,6 +117,7 @@ def _value_adapter(
             parameter.requires_grad_(True)
     else:
         job.say("no reward model on the policy's backbone: the value adapter starts at V = 0")
+        assert job.root.ppo.lora is not None  # ppo.value=adapter needs it
         add_adapter(policy, job.root.ppo.lora, VALUE, seed=job.seed("value adapter"))
         value = TrunkScorer(policy, VALUE)
     value.owns_adapter = True
