@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ MINE = "tests.rewards.mine"
 WORDS = ["reward_source=function", f"reward_source.parts.function.target={MINE}.words"]
 
 
+@cache  # a tree takes most of a second, and several tests ask for the same ones
 def root(*overrides: str) -> RootConfig:
     return compose.check(compose.compose(overrides))
 
@@ -206,6 +208,9 @@ def test_a_reward_model_of_another_size_is_held_to_its_own_context(tmp_path: Pat
 
 # ---- whole runs
 
+SHORT = ["logger=none", "ppo.iterations=1", "ppo.epochs=1"]
+"""No curves are looked at here, and one iteration has them all."""
+
 
 @pytest.fixture(scope="module")
 def without_reward(tmp_path_factory: pytest.TempPathFactory, pipeline_outputs: Path) -> Path:
@@ -213,6 +218,7 @@ def without_reward(tmp_path_factory: pytest.TempPathFactory, pipeline_outputs: P
     folder = saved(tmp_path_factory.mktemp("theirs"), llama(), their_tokenizer())
     rlhf_here(
         f"outputs={pipeline_outputs}",
+        *SHORT,
         *WORDS,
         "reward_source.parts.function.args.each=0.5",
         "reward_source.parts.theirs.kind=model",
@@ -273,6 +279,7 @@ def test_evaluation_needs_neither_gold_nor_a_learned_reward(
     metrics = rlhf_here(
         f"outputs={tmp_path / 'outputs'}",
         "task=evaluate",
+        "logger=none",
         "mix=files",
         f"mix.sources.mine.path={tmp_path / 'p.jsonl'}",
         "mix.test_fraction=0.3",
@@ -288,10 +295,12 @@ def test_evaluation_needs_neither_gold_nor_a_learned_reward(
     assert -0.5 <= metrics["ppo/known/rouge"] <= 1
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_trained_linked_and_its_disagreement_logged(pipeline_outputs: Path) -> None:
     before = len(list((pipeline_outputs / "reward").iterdir()))
     rlhf_here(
         f"outputs={pipeline_outputs}",
+        *SHORT,
         "reward_source=ensemble",
         "reward_source.parts.learned.members=2",
     )
