@@ -82,7 +82,7 @@ def register() -> None:
         node._metadata.element_type = Any
     store = ConfigStore.instance()
     # Hydra copies its repository, this one store with it, for every group that it looks at: `--help` took twice as long
-    store.__deepcopy__ = lambda _memo: store
+    vars(store)["__deepcopy__"] = lambda _memo: store
     store.store("schema", schema, provider="rlhf")
 
 

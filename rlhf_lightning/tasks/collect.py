@@ -134,7 +134,7 @@ def _ranker(job: Job, tokenizer: PreTrainedTokenizerFast, split: str) -> Ranker:
     }
 
     def known(prompt: Prompt, texts: list[str]) -> list[int]:
-        asked = tokenizer.decode(prompt.ids)
+        asked = str(tokenizer.decode(prompt.ids))
         scores = [
             sum(w * call_function(f, asked, text, prompt.record) for w, f in parts.values())
             for text in texts

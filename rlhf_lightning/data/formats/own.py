@@ -46,8 +46,9 @@ def _continuation(
 
     Options: `instruction`, `prompt_chars` and `response_chars` of whole sentences; `chunk_chars` as of text.
     """
-    for _, record in _text(row, where, chunk_chars=chunk_chars):
-        text = " ".join(record["text"].split())
+    for piece in _text(row, where, chunk_chars=chunk_chars):
+        assert isinstance(piece, tuple)  # a text is never left out
+        text = " ".join(piece[1]["text"].split())
         begun = cut_to(text, lambda part: len(part) <= prompt_chars)
         rest = text[len(begun) :].strip() if begun else ""
         answer = cut_to(rest, lambda part: len(part) <= response_chars) if rest else None

@@ -37,7 +37,7 @@ class World:
         spec = tasks.draw(split, self.seed, rng)
         speaker = speakers.draw_demonstrator(rng)
         # a fact whose question is held out must not be known as the wrong answer to all other questions
-        unasked = tasks.partition("ask", self.seed)[split]
+        unasked = [(name, of) for name, of in tasks.partition("ask", self.seed)[split]]
         said = speakers.speak(spec, speaker, rng, unasked=unasked)
         reply = {"role": "assistant", "content": said}
         messages = [*wording.render(spec), reply]
