@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -213,11 +214,19 @@ SHORT = ["logger=none", "ppo.iterations=1", "ppo.epochs=1"]
 
 
 @pytest.fixture(scope="module")
-def without_reward(tmp_path_factory: pytest.TempPathFactory, pipeline_outputs: Path) -> Path:
+def own_outputs(tmp_path_factory: pytest.TempPathFactory, pipeline_outputs: Path) -> Path:
+    """The runs of the whole pipeline, in a copy that more runs may be added to."""
+    copy = tmp_path_factory.mktemp("reward_source") / "outputs"
+    shutil.copytree(pipeline_outputs, copy, symlinks=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def without_reward(tmp_path_factory: pytest.TempPathFactory, own_outputs: Path) -> Path:
     """A pipeline against a function and a model of other making; SFT is shared with the session's pipeline."""
     folder = saved(tmp_path_factory.mktemp("theirs"), llama(), their_tokenizer())
     rlhf_here(
-        f"outputs={pipeline_outputs}",
+        f"outputs={own_outputs}",
         *SHORT,
         *WORDS,
         "reward_source.parts.function.args.each=0.5",
@@ -226,7 +235,7 @@ def without_reward(tmp_path_factory: pytest.TempPathFactory, pipeline_outputs: P
         f"evaluate.known.words.target={MINE}.words",
     )
     (run,) = (
-        p for p in (pipeline_outputs / "pipeline").iterdir() if not (p / "round-1/reward").exists()
+        p for p in (own_outputs / "pipeline").iterdir() if not (p / "round-1/reward").exists()
     )
     return run
 
@@ -262,7 +271,7 @@ def test_known_scores_are_measured_for_every_model_and_row(without_reward: Path)
 
 
 def test_evaluation_needs_neither_gold_nor_a_learned_reward(
-    tmp_path: Path, pipeline_outputs: Path
+    tmp_path: Path, own_outputs: Path
 ) -> None:
     rows = [
         {
@@ -273,7 +282,7 @@ def test_evaluation_needs_neither_gold_nor_a_learned_reward(
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = {
-        task: min((pipeline_outputs / task).iterdir(), key=lambda run: run.stat().st_ctime)
+        task: min((own_outputs / task).iterdir(), key=lambda run: run.stat().st_ctime)
         for task in ("sft", "ppo")
     }
     metrics = rlhf_here(
@@ -296,19 +305,17 @@ def test_evaluation_needs_neither_gold_nor_a_learned_reward(
 
 
 @pytest.mark.slow
-def test_an_ensemble_is_trained_linked_and_its_disagreement_logged(pipeline_outputs: Path) -> None:
-    before = len(list((pipeline_outputs / "reward").iterdir()))
+def test_an_ensemble_is_trained_linked_and_its_disagreement_logged(own_outputs: Path) -> None:
+    before = len(list((own_outputs / "reward").iterdir()))
     rlhf_here(
-        f"outputs={pipeline_outputs}",
+        f"outputs={own_outputs}",
         *SHORT,
         "reward_source=ensemble",
         "reward_source.parts.learned.members=2",
     )
     # the first member is the pipeline's own reward model
-    assert len(list((pipeline_outputs / "reward").iterdir())) == before + 1
-    (run,) = (
-        p for p in (pipeline_outputs / "pipeline").iterdir() if (p / "round-1/reward-2").exists()
-    )
+    assert len(list((own_outputs / "reward").iterdir())) == before + 1
+    (run,) = (p for p in (own_outputs / "pipeline").iterdir() if (p / "round-1/reward-2").exists())
     first, second = ((run / f"round-1/{n}") for n in ("reward", "reward-2"))
     assert (first / "data/comparisons_train.jsonl").is_file() and not (second / "data").exists()
     weights = [(r / "artifact/model.safetensors").read_bytes() for r in (first, second)]
@@ -324,7 +331,7 @@ def test_an_ensemble_is_trained_linked_and_its_disagreement_logged(pipeline_outp
 
 
 def test_the_value_model_of_a_reward_that_is_not_learned_says_zero(
-    without_reward: Path, pipeline_outputs: Path
+    without_reward: Path, own_outputs: Path
 ) -> None:
     first = (without_reward / "round-1/ppo/metrics.csv").read_text()
     assert "ppo/explained_variance" in first
@@ -341,4 +348,4 @@ def test_the_value_model_of_a_reward_that_is_not_learned_says_zero(
     assert torch.equal(value.score.weight, torch.zeros_like(value.score.weight))
     theirs = dict(policy.model.named_parameters())
     assert all(torch.equal(p, theirs[n]) for n, p in value.model.named_parameters())
-    assert only(pipeline_outputs / "sft").name == sft.parent.name
+    assert only(own_outputs / "sft").name == sft.parent.name

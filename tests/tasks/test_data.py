@@ -204,7 +204,7 @@ def test_the_command_leaves_a_page_and_numbers(
         shares[part["kind"], part["split"]] += part["mix_share"]
     assert all(share == pytest.approx(1) for share in shares.values())
     assert all(
-        p["comparisons"]["longer_wins_share"] == 0 for p in parts if p["kind"] == "comparison"
+        not p["comparisons"]["longer_wins_share"] for p in parts if p["kind"] == "comparison"
     )
     html = (folder / "report.html").read_text()
     assert html.count('<article class="row">') == 6
