@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from rlhf_lightning import compose
 from rlhf_lightning.compose_errors import JobsFailed, is_config_error, one_line
-from rlhf_lightning.errors import Interrupted, RunFailed, UserError
+from rlhf_lightning.errors import Interrupted, Pruned, RunFailed, UserError
 
 _failures: list[BaseException] = []
 """Why the single run ended, for `main`: Hydra would print a line of its own about it."""
@@ -71,6 +71,9 @@ def job(cfg: DictConfig) -> dict[str, Any] | None:
         # not an Exception: Hydra would go on with the next job
         print(f"rlhf: {error}", file=sys.stderr)
         raise SystemExit(128 + error.signum) from None
+    except Pruned as error:
+        print(f"rlhf: pruned: {error}", file=sys.stderr)
+        return None
     except BrokenPipeError:
         raise  # nobody reads on: `main` ends quietly
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The three ways in which a command ends without its result, each with its exit code."""
+"""The ways in which a command ends without its result, each with its exit code."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class RunFailed(RuntimeError):
 
     The run keeps its last good checkpoint and is marked `failed`.
     """
+
+
+class Pruned(RuntimeError):
+    """A sweep gave this run up, with the reason. No error: exit code 0, and the run's status is `pruned`."""
 
 
 class Interrupted(RuntimeError):

@@ -35,6 +35,7 @@ from rlhf_lightning.runs import (
     run_name,
     run_path,
 )
+from rlhf_lightning.sweeps.child import announce
 
 if TYPE_CHECKING:
     from rlhf_lightning.tasks.job import Job
@@ -119,6 +120,7 @@ def run_alone(
     if plan.task in WITHOUT_RUN:
         # their parents are there, so they are artifacts by now
         return importlib.import_module(f"rlhf_lightning.tasks.{plan.task}").run(plan, mixture, stop)
+    announce(plan.path)
     run = run_stage(plan, mixture, stop, overrides)
     _mark_latest(plan.root.outputs, run.path)
     return run.metrics
@@ -237,6 +239,7 @@ def run_pipeline(
     path = (
         Path(root.run_dir) if root.run_dir else run_path(root.outputs, "pipeline", name, identity)
     )
+    announce(path)
     with ExitStack() as stack:
         run = stack.enter_context(_claimed(path, "pipeline", name, root, identity, overrides, stop))
         if run.finished:

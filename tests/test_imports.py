@@ -25,6 +25,11 @@ OURS = {
     "stages": CORE | {"functional", "batches", "models", "rewards", "callbacks.log"},
     "evaluation": CORE,
     "callbacks": CORE | {"evaluation"},
+    "callbacks/pruning.py": {
+        "runs",
+        "sweeps",
+    },  # it reports to the sweep that this run is a trial of
+    "sweeps": CORE | {"compose_errors", "runs"},
     "runs": CORE,
     "offline_model": CORE,
     "plan": CORE | {"model_identity", "runs"},
@@ -35,7 +40,7 @@ OURS = {
     | {"plan", "rewards", "runs", "stages"},
     "tasks/report.py": {"compose.defaults_diff"},
     "pipeline": CORE
-    | {"binding", "callbacks.log", "compose", "data", "parents", "plan", "runs", "tasks"},
+    | {"binding", "callbacks.log", "compose", "data", "parents", "plan", "runs", "sweeps", "tasks"},
     "signatures": CORE,
     "binding": CORE | {"rewards.functions", "signatures"},
     "compose": CORE | {"binding", "compose_errors", "offline_model"},
@@ -46,7 +51,7 @@ OURS = {
 """Part, or one file → what it may import of ours beside itself: parts, or dotted names in them."""
 
 PURE = ("functional", "batches")
-HYDRA = {"compose.py", "compose_errors.py", "__main__.py"}
+HYDRA = {"compose.py", "compose_errors.py", "__main__.py", "sweeps/space.py"}
 LIGHTNING = {
     "stages/sft.py",
     "stages/reward_model.py",
@@ -57,7 +62,7 @@ LIGHTNING = {
 }
 LIGHTNING_PARTS = ("callbacks", "strategies")
 NO_TORCH = ("config", "errors", "runs", "plan", "parents", "pipeline", "signatures", "binding")
-NO_TORCH += ("model_identity", "compose", "compose_errors", "__main__", "__init__")
+NO_TORCH += ("model_identity", "compose", "compose_errors", "__main__", "__init__", "sweeps")
 """Config errors, `dry_run=true` and `task=runs` answer without it."""
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.errors import Interrupted, RunFailed, UserError
+from rlhf_lightning.errors import Interrupted, Pruned, RunFailed, UserError
 from rlhf_lightning.runs.artifact import recover_artifact
 from rlhf_lightning.runs.files import (
     git_commit,
@@ -178,6 +178,8 @@ class Run:
 
 def _outcome_of(error: BaseException, stop: Stop | None) -> tuple[str, str]:
     """Status and reason of a run that an exception ended."""
+    if isinstance(error, Pruned):
+        return "pruned", str(error)
     stopped = stop is not None and stop.requested is not None and isinstance(error, SystemExit)
     interrupted = stopped or isinstance(error, Interrupted | KeyboardInterrupt)
     ours = isinstance(error, RunFailed | UserError | Interrupted)

@@ -13,6 +13,7 @@ from rlhf_lightning.callbacks.checkpointing import Checkpointing, find_checkpoin
 from rlhf_lightning.callbacks.log import drop_after
 from rlhf_lightning.callbacks.metrics_csv import MetricsCSV
 from rlhf_lightning.callbacks.progress import StageProgress
+from rlhf_lightning.callbacks.pruning import pruning
 from rlhf_lightning.callbacks.samples import SampleTables
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.tasks.job import Job, device_for
@@ -82,6 +83,7 @@ def _callbacks(job: Job, checkpoint_every: int) -> list[Any]:
         StageProgress(job.task),
         SampleTables(job.run.path / "samples.jsonl", figures=HEAT_STRIPS),
         *configured,
+        *pruning(job.run, job.round),
         StillOurs(job, checkpoint_every),
         # last, so that the states of the others are those after the step
         Checkpointing(job.run.checkpoints, checkpoint_every, job.stop),

@@ -1,0 +1,174 @@
+"""A trial that trains reports to its study and ends where it is given up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from lightning.pytorch.trainer.states import TrainerFn
+
+from rlhf_lightning.callbacks.pruning import Pruning, pruning
+from rlhf_lightning.errors import Pruned
+from rlhf_lightning.runs import Run, claim
+from rlhf_lightning.runs.search import read_run
+from rlhf_lightning.sweeps.child import FOLDER, TrialOrders
+from rlhf_lightning.sweeps.settings import PrunerSettings, RuleSettings
+from rlhf_lightning.sweeps.storage import open_storage, open_study
+
+METRIC = "val/gold_score"
+
+
+def trainer(*, training: bool = True, rank_zero: bool = True) -> Any:
+    fn = TrainerFn.FITTING if training else TrainerFn.VALIDATING
+    return SimpleNamespace(
+        state=SimpleNamespace(fn=fn),
+        is_global_zero=rank_zero,
+        num_training_batches=10,
+        strategy=SimpleNamespace(broadcast=lambda value, src: value),
+    )
+
+
+def make_run(path: Path) -> Run:
+    path.mkdir()
+    return Run(path, task="ppo", name="x", seed=0, identity={})
+
+
+def curve(run: Run, *values: float, metric: str = METRIC) -> None:
+    rows = "".join(f"{step},{value}\n" for step, value in enumerate(values))
+    run.metrics_csv.write_text(f"step,{metric}\n{rows}", encoding="utf-8")
+
+
+def given(
+    tmp_path: Path, pruner: PrunerSettings | None = None, rules: RuleSettings | None = None
+) -> tuple[TrialOrders, Any]:
+    """A study with two good trials at steps 0, 1, 2 and one that runs: that is ours."""
+    study = open_study(open_storage(tmp_path, None), "s", ["maximize"])
+    for _ in range(2):
+        trial = study.ask()
+        for step, value in enumerate((0.5, 0.6, 0.7)):
+            trial.report(value, step)
+        study.tell(trial, 0.7)
+    trial = study.ask()
+    orders = TrialOrders(
+        tmp_path / "trial",
+        tmp_path,
+        "s",
+        trial.number,
+        ["maximize"],
+        pruner or PrunerSettings(),
+        rules or RuleSettings(),
+    )
+    return orders, study
+
+
+MEDIAN = PrunerSettings("median", METRIC, args={"n_startup_trials": 1})
+
+
+def test_a_trial_below_the_median_of_the_others_is_pruned(tmp_path: Path) -> None:
+    orders, study = given(tmp_path, MEDIAN)
+    run = make_run(tmp_path / "run")
+    callback = Pruning(run, orders)
+    curve(run, 0.55)
+    callback.on_validation_end(trainer(), None)  # type: ignore[arg-type]
+    # the median at step 1 is 0.6
+    curve(run, 0.55, 0.58)
+    with pytest.raises(Pruned, match=r"^median: val/gold_score is 0\.58 at step 1$"):
+        callback.on_validation_end(trainer(), None)  # type: ignore[arg-type]
+    assert study.trials[2].intermediate_values == {0: 0.55, 1: 0.58}
+
+
+def test_a_trial_that_was_continued_reports_all_that_it_ever_measured(tmp_path: Path) -> None:
+    orders, study = given(tmp_path, MEDIAN)
+    run = make_run(tmp_path / "run")
+    curve(run, 0.6, 0.7, 0.8)
+    Pruning(run, orders).on_validation_end(trainer(), None)  # type: ignore[arg-type]
+    assert study.trials[2].intermediate_values == {0: 0.6, 1: 0.7, 2: 0.8}
+
+
+def test_rounds_follow_each_other_on_one_axis(tmp_path: Path) -> None:
+    orders, study = given(tmp_path, MEDIAN)
+    run = make_run(tmp_path / "run")
+    curve(run, 0.9)
+    # the second round begins after the first one's 10 iterations
+    Pruning(run, orders, 2).on_validation_end(trainer(), None)  # type: ignore[arg-type]
+    assert list(study.trials[2].intermediate_values) == [10]
+
+
+def test_a_rule_prunes_and_the_run_says_why(tmp_path: Path) -> None:
+    orders, _ = given(tmp_path, rules=RuleSettings(kl_budget=10))
+    claimed = claim(
+        tmp_path / "run",
+        task="ppo",
+        name="x",
+        seed=0,
+        identity={},
+        config_yaml="",
+        overrides=[],
+    )
+    with pytest.raises(Pruned), claimed as run:
+        curve(run, 0.0, 12.0, metric="val/kl_k1")
+        Pruning(run, orders).on_validation_end(trainer(), None)  # type: ignore[arg-type]
+    found = read_run(tmp_path / "run")
+    assert found.status == "pruned"
+    assert found.reason == "val/kl_k1 is 12, above rules.kl_budget=10"
+    assert found.metrics["val/kl_k1"] == 12.0
+
+
+def test_a_stage_around_a_pruned_one_is_pruned_too(tmp_path: Path) -> None:
+    claimed = claim(
+        tmp_path / "run",
+        task="pipeline",
+        name="x",
+        seed=0,
+        identity={},
+        config_yaml="",
+        overrides=[],
+    )
+    with pytest.raises(Pruned), claimed:
+        raise Pruned("too much KL")
+    assert (read_run(tmp_path / "run").status, read_run(tmp_path / "run").reason) == (
+        "pruned",
+        "too much KL",
+    )
+
+
+def test_nothing_is_pruned_outside_of_training(tmp_path: Path) -> None:
+    orders, _ = given(tmp_path, rules=RuleSettings(kl_budget=10))
+    run = make_run(tmp_path / "run")
+    curve(run, 99.0, 99.0, metric="val/kl_k1")
+    Pruning(run, orders).on_validation_end(trainer(training=False), None)  # type: ignore[arg-type]
+
+
+def test_a_trial_that_the_sweep_took_for_lost_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    orders, study = given(tmp_path, MEDIAN)
+    study.tell(2, state=optuna.trial.TrialState.FAIL)
+    run = make_run(tmp_path / "run")
+    callback = Pruning(run, orders)
+    for values in ((0.1,), (0.1, 0.1)):
+        curve(run, *values)
+        callback.on_validation_end(trainer(), None)  # type: ignore[arg-type]
+    assert caplog.text.count("no longer waits for trial 2") == 1
+
+
+def test_a_run_that_is_no_trial_has_no_callback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run")
+    monkeypatch.delenv(FOLDER, raising=False)
+    assert pruning(run, 1) == []
+    quiet, _ = given(tmp_path)
+    quiet.write()
+    monkeypatch.setenv(FOLDER, str(quiet.folder))
+    assert pruning(run, 1) == []  # a trial, but nothing may prune it
+    strict = TrialOrders(
+        quiet.folder, quiet.sweep, "s", 2, ["maximize"], MEDIAN, RuleSettings(kl_budget=1)
+    )
+    strict.write()
+    (callback,) = pruning(run, 1)
+    assert isinstance(callback, Pruning)
+    assert callback.given == strict

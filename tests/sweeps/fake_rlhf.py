@@ -1,0 +1,70 @@
+"""Stands for `rlhf` in a trial: reads the config, leaves a run with a metrics.json, may fail in several ways.
+
+`seed` carries what it should do: that, and not a new key, is what every config has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from rlhf_lightning.runs.files import write_json
+from rlhf_lightning.sweeps.child import announce
+
+
+def main() -> None:
+    folder = Path(sys.argv[sys.argv.index("--config-dir") + 1])
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+    run = Path(config["outputs"]) / "ppo" / f"fake-{digest}"
+    run.mkdir(parents=True, exist_ok=True)
+    announce(run)
+    with open(run / "starts.txt", "a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()}\n")
+    kl_coef = config["ppo"]["kl_coef"]
+    record = {"status": "running", "metrics": {}}
+    write_json(run / "metrics.json", record)
+    behave(os.environ.get("FAKE", ""), folder, run)
+    time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+    # the best is kl_coef = 0.05; the KL shrinks as the coefficient grows
+    metrics = {"ppo/gold_score": 1 - abs(kl_coef - 0.05), "ppo/kl_k1": 1 / (0.01 + kl_coef)}
+    if str(Path(folder).name) in os.environ.get("FAKE_NAN", "").split():
+        metrics["ppo/gold_score"] = None
+    write_json(run / "metrics.json", {"status": "finished", "metrics": metrics})
+
+
+def behave(orders: str, folder: Path, run: Path) -> None:
+    """`0002:kill 0003:raise 0004:fail_once 0005:prune`."""
+    todo = dict(item.split(":") for item in orders.split())
+    kind = todo.get(folder.name, todo.get("all"))
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "raise":
+        write_json(
+            run / "metrics.json",
+            {"status": "failed", "metrics": {}, "reason": "ValueError: a bad number"},
+        )
+        sys.exit(1)
+    if kind == "mute":
+        print("error: nothing could be loaded", file=sys.stderr)
+        sys.exit(1)
+    if kind == "once" and not (run / "once").exists():
+        (run / "once").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "prune":
+        write_json(
+            run / "metrics.json",
+            {"status": "pruned", "metrics": {}, "reason": "val/kl_k1 is 30, above"},
+        )
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
