@@ -344,7 +344,7 @@ def test_the_value_model_of_a_reward_that_is_not_learned_says_zero(
 
     sft = (without_reward / "round-1/sft/artifact").resolve()
     policy = AutoModelForCausalLM.from_pretrained(sft)
-    value: Any = scorer_on(policy)
+    value: Any = scorer_on(policy, root("experiment=debug").model)
     assert torch.equal(value.score.weight, torch.zeros_like(value.score.weight))
     theirs = dict(policy.model.named_parameters())
     assert all(torch.equal(p, theirs[n]) for n, p in value.model.named_parameters())

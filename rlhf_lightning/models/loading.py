@@ -141,14 +141,14 @@ def new_scorer(path: str | Path, model: ModelConfig, *, seed: int) -> PreTrained
     return prepare(scorer, model)
 
 
-def scorer_on(policy: PreTrainedModel) -> PreTrainedModel:
+def scorer_on(policy: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     """A scalar-head model with a copy of the policy's backbone, whose score is 0."""
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    scorer = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    scorer = AutoModelForSequenceClassification.from_config(config, **_options(model))
     backbone(scorer).load_state_dict(backbone(policy).state_dict())
     nn.init.zeros_(scorer.score.weight)
-    return scorer.eval()
+    return prepare(scorer, model)
 
 
 def load_scorer(path: str | Path, model: ModelConfig) -> PreTrainedModel:

@@ -52,7 +52,9 @@ def ppo_models(
     separate = None
     if hp.value_kind == "separate":  # before adapters are put on the policy's backbone
         # a reward that is not learned has no backbone to begin from, and 0 is what is known of its scale
-        separate = trained_scorer(job, roles[0], tokenizer) if roles else scorer_on(policy)
+        separate = (
+            trained_scorer(job, roles[0], tokenizer) if roles else scorer_on(policy, job.root.model)
+        )
         add_trained_adapter(job, separate, hp.lora)
     if hp.lora is None:
         reference: nn.Module = frozen(copy.deepcopy(policy))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from rlhf_lightning.models.loading import (
     new_policy,
     new_scorer,
     save,
+    scorer_on,
     set_dropout,
 )
 
@@ -135,3 +137,17 @@ def test_a_policy_is_no_reward_model_and_is_refused(policy_folder) -> None:
     family, folder = policy_folder
     with pytest.raises(UserError, match=r"must hold all weights of .*, got none for score\.weight"):
         load_scorer(folder, config(family))
+
+
+def test_a_value_model_on_the_policys_backbone_says_zero_and_drops_nothing_while_it_trains(
+    policy_folder: tuple[str, Path],
+) -> None:
+    family, folder = policy_folder
+    policy = load_policy(folder, config(family))
+    value: Any = scorer_on(policy, config(family)).train()
+    ids = torch.randint(3, 40, (2, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids).bool()
+    assert sequence_scores(value, ids, mask).abs().max() == 0
+    nn.init.ones_(value.score.weight)
+    assert torch.equal(sequence_scores(value, ids, mask), sequence_scores(value, ids, mask))
+    assert same(getattr(value, value.base_model_prefix), getattr(policy, value.base_model_prefix))
