@@ -8,16 +8,24 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def pipeline_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`outputs/` after one whole pipeline at debug size."""
+def finished_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`outputs/` after one whole pipeline at debug size, for everyone: to be read and copied, never added to."""
     from tests.harness import rlhf_here
 
     outputs = tmp_path_factory.mktemp("pipeline") / "outputs"
     rlhf_here(f"outputs={outputs}")
     return outputs
+
+
+@pytest.fixture
+def pipeline_outputs(finished_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished pipeline's `outputs/`, in a copy of the test's own."""
+    copy = tmp_path_factory.mktemp("own") / "outputs"
+    return shutil.copytree(finished_pipeline, copy, symlinks=True)

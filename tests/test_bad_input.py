@@ -107,8 +107,8 @@ def test_a_missing_artifact(tmp_path: Path, task: str, key: str) -> None:
     assert line.endswith("which does not exist")
 
 
-def test_an_artifact_of_the_wrong_stage(tmp_path: Path, pipeline_outputs: Path) -> None:
-    sft, reward = artifact(pipeline_outputs, "sft"), artifact(pipeline_outputs, "reward")
+def test_an_artifact_of_the_wrong_stage(tmp_path: Path, finished_pipeline: Path) -> None:
+    sft, reward = artifact(finished_pipeline, "sft"), artifact(finished_pipeline, "reward")
     line = refused(tmp_path, "task=ppo", f"ppo.init.policy={reward}")
     assert line.startswith("ppo.init.policy must be ") and line.endswith("of reward")
     line = refused(tmp_path, f"ppo.init.reward={sft.parent}")
@@ -116,9 +116,9 @@ def test_an_artifact_of_the_wrong_stage(tmp_path: Path, pipeline_outputs: Path) 
 
 
 @pytest.mark.parametrize("change", ["changed", "removed", "added"])
-def test_a_tampered_artifact(tmp_path: Path, pipeline_outputs: Path, change: str) -> None:
+def test_a_tampered_artifact(tmp_path: Path, finished_pipeline: Path, change: str) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(artifact(pipeline_outputs, "sft"), copy)
+    shutil.copytree(artifact(finished_pipeline, "sft"), copy)
     file = copy / {"added": "more.safetensors"}.get(change, "model.safetensors")
     if change == "removed":
         file.unlink()
@@ -130,19 +130,19 @@ def test_a_tampered_artifact(tmp_path: Path, pipeline_outputs: Path, change: str
 
 
 def test_a_parent_that_was_tampered_with_stops_a_pipeline_before_it_begins(
-    tmp_path: Path, pipeline_outputs: Path
+    tmp_path: Path, finished_pipeline: Path
 ) -> None:
     outputs = tmp_path / "outputs"
     for task in ("pretrain", "sft"):
-        shutil.copytree(pipeline_outputs / task, outputs / task)
+        shutil.copytree(finished_pipeline / task, outputs / task)
     (artifact(outputs, "sft") / "chat_template.jinja").write_text("")
     line = refused(tmp_path)
     assert line.startswith("reward.init.policy must be an artifact as it was written, got ")
     assert "chat_template.jinja was changed" in line
 
 
-def test_an_artifact_whose_context_is_shorter(tmp_path: Path, pipeline_outputs: Path) -> None:
-    sft = artifact(pipeline_outputs, "sft")
+def test_an_artifact_whose_context_is_shorter(tmp_path: Path, finished_pipeline: Path) -> None:
+    sft = artifact(finished_pipeline, "sft")
     line = refused(tmp_path, "task=ppo", f"ppo.init.policy={sft}", "model.context_length=1000")
     assert line.startswith("model.context_length must be <= ")
     assert line.endswith(f"the context of ppo.init.policy={sft}, got 1000")
@@ -156,12 +156,12 @@ def test_a_model_that_does_not_see_as_far_as_its_documents_are_long(tmp_path: Pa
 
 
 def test_ppos_pretraining_text_is_held_to_the_same(
-    tmp_path: Path, pipeline_outputs: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rlhf_lightning.models import packing
 
     monkeypatch.setattr(packing, "attention_window", lambda config: 16)
-    parents = given(pipeline_outputs, artifact(pipeline_outputs, "reward"))
+    parents = given(finished_pipeline, artifact(finished_pipeline, "reward"))
     with pytest.raises(
         UserError, match=r"^ppo\.max_prompt_tokens \+ ppo\.max_response_tokens must be <= 16"
     ):
@@ -169,9 +169,9 @@ def test_ppos_pretraining_text_is_held_to_the_same(
 
 
 @pytest.mark.parametrize("how", ["other", "none"])
-def test_a_tokenizer_that_does_not_match(tmp_path: Path, pipeline_outputs: Path, how: str) -> None:
-    sft, reward = artifact(pipeline_outputs, "sft"), tmp_path / "reward"
-    shutil.copytree(artifact(pipeline_outputs, "reward"), reward)
+def test_a_tokenizer_that_does_not_match(tmp_path: Path, finished_pipeline: Path, how: str) -> None:
+    sft, reward = artifact(finished_pipeline, "sft"), tmp_path / "reward"
+    shutil.copytree(artifact(finished_pipeline, "reward"), reward)
     (reward / "manifest.json").unlink()  # a Hugging Face folder of other making
     if how == "other":
         (reward / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
@@ -202,12 +202,12 @@ def given(outputs: Path, reward: Path) -> list[str]:
 
 @pytest.mark.parametrize("task", ["ppo", "pipeline"])
 def test_a_reward_model_of_other_tokens_is_found_before_a_pipeline_begins(
-    tmp_path: Path, pipeline_outputs: Path, task: str
+    tmp_path: Path, finished_pipeline: Path, task: str
 ) -> None:
-    other = other_tokens(pipeline_outputs, "reward", tmp_path / "other")
+    other = other_tokens(finished_pipeline, "reward", tmp_path / "other")
     outputs = tmp_path / "outputs"
     for name in ("pretrain", "sft", "reward"):
-        shutil.copytree(pipeline_outputs / name, outputs / name)
+        shutil.copytree(finished_pipeline / name, outputs / name)
     # the policy is the finished SFT run of the same command line
     line = refused(tmp_path, f"task={task}", f"ppo.init.reward={other}")
     assert line.startswith(f"ppo.init.reward must have the tokenizer of the policy '{outputs}/sft/")
@@ -215,12 +215,12 @@ def test_a_reward_model_of_other_tokens_is_found_before_a_pipeline_begins(
 
 
 def test_of_two_models_the_one_that_was_named_is_blamed(
-    tmp_path: Path, pipeline_outputs: Path
+    tmp_path: Path, finished_pipeline: Path
 ) -> None:
-    other = other_tokens(pipeline_outputs, "sft", tmp_path / "other")
+    other = other_tokens(finished_pipeline, "sft", tmp_path / "other")
     outputs = tmp_path / "outputs"
     for name in ("pretrain", "sft", "reward"):
-        shutil.copytree(pipeline_outputs / name, outputs / name)
+        shutil.copytree(finished_pipeline / name, outputs / name)
     line = refused(tmp_path, "task=ppo", f"ppo.init.policy={other}")
     assert line.startswith("ppo.init.policy must have the tokenizer of the reward model ")
     line = refused(tmp_path, "task=evaluate", f"evaluate.models={{sft: null, mine: {other}}}")
@@ -229,10 +229,10 @@ def test_of_two_models_the_one_that_was_named_is_blamed(
 
 @pytest.mark.parametrize(("key", "blamed"), [("evaluate", "evaluate"), ("ppo.init", "ppo.init")])
 def test_an_evaluation_names_the_key_its_reward_model_came_from(
-    tmp_path: Path, pipeline_outputs: Path, key: str, blamed: str
+    tmp_path: Path, finished_pipeline: Path, key: str, blamed: str
 ) -> None:
-    other = other_tokens(pipeline_outputs, "reward", tmp_path / "other")
-    sft = artifact(pipeline_outputs, "sft")
+    other = other_tokens(finished_pipeline, "reward", tmp_path / "other")
+    sft = artifact(finished_pipeline, "sft")
     models = f"evaluate.models={{sft: {sft}}}"
     line = refused(
         tmp_path, "task=evaluate", models, "evaluate.reference=sft", f"{key}.reward={other}"
@@ -241,15 +241,15 @@ def test_an_evaluation_names_the_key_its_reward_model_came_from(
 
 
 def test_a_run_that_is_not_there_yet_has_the_tokens_it_will_start_from(
-    tmp_path: Path, pipeline_outputs: Path
+    tmp_path: Path, finished_pipeline: Path
 ) -> None:
     # SFT, whose weights are still to come, keeps the tokenizer of what it starts from
-    other = other_tokens(pipeline_outputs, "reward", tmp_path / "other")
-    start = artifact(pipeline_outputs, "pretrain")
+    other = other_tokens(finished_pipeline, "reward", tmp_path / "other")
+    start = artifact(finished_pipeline, "pretrain")
     line = refused(tmp_path, f"sft.init.policy={start}", f"ppo.init.reward={other}")
     assert line.startswith(f"ppo.init.reward must have the tokenizer of the policy '{start}'")
     # also where that is a folder of other making
-    raw = other_tokens(pipeline_outputs, "pretrain", tmp_path / "raw")
+    raw = other_tokens(finished_pipeline, "pretrain", tmp_path / "raw")
     (raw / "chat_template.jinja").unlink()
     line = refused(tmp_path, f"sft.init.policy={raw}", f"ppo.init.reward={other}")
     assert line.startswith(f"ppo.init.reward must have the tokenizer of the policy '{raw}'")
@@ -300,19 +300,19 @@ def test_data_that_some_later_stage_lacks_is_told_before_the_first_one_begins(
     assert line == "mix.sources: no source has demonstrations (mine has text)"
 
 
-def test_comparisons_by_the_policy_need_labelers(tmp_path: Path, pipeline_outputs: Path) -> None:
+def test_comparisons_by_the_policy_need_labelers(tmp_path: Path, finished_pipeline: Path) -> None:
     prompts = ({"prompt": [{"role": "user", "content": f"Say {i}."}]} for i in range(100))
     data = mine(tmp_path, *map(json.dumps, prompts))
-    sft = artifact(pipeline_outputs, "sft")
+    sft = artifact(finished_pipeline, "sft")
     line = refused(tmp_path, "task=reward", f"reward.init.policy={sft}", *data)
     assert line.startswith("reward.completions must be speakers for a mix whose sources have no")
 
 
-def test_demonstrations_that_are_all_too_long(tmp_path: Path, pipeline_outputs: Path) -> None:
+def test_demonstrations_that_are_all_too_long(tmp_path: Path, finished_pipeline: Path) -> None:
     long = {"role": "assistant", "content": "fox " * 300}
     rows = ({"messages": [USER | {"content": f"Say {i}."}, long]} for i in range(100))
     data = mine(tmp_path, *map(json.dumps, rows))
-    init = f"sft.init.policy={artifact(pipeline_outputs, 'pretrain')}"
+    init = f"sft.init.policy={artifact(finished_pipeline, 'pretrain')}"
     line = refused(tmp_path, "task=sft", init, *data)
     assert line.startswith("sft.max_length must be enough for some of the train examples, got ")
 
@@ -321,30 +321,30 @@ def test_demonstrations_that_are_all_too_long(tmp_path: Path, pipeline_outputs: 
 
 
 def test_the_command_answers_with_one_line_soon_and_exit_code_2(
-    tmp_path: Path, pipeline_outputs: Path
+    tmp_path: Path, finished_pipeline: Path
 ) -> None:
     data = mine(tmp_path, json.dumps(GOOD["demonstration"]), "oops")
-    init = f"sft.init.policy={artifact(pipeline_outputs, 'pretrain')}"
+    init = f"sft.init.policy={artifact(finished_pipeline, 'pretrain')}"
     line = refused_by_command(tmp_path, "task=sft", init, *data)
     assert line.startswith(f"{tmp_path}/rows.jsonl:2: must be one JSON object")
 
 
 def test_the_command_compares_tokenizers_before_it_does_anything(
-    tmp_path: Path, pipeline_outputs: Path
+    tmp_path: Path, finished_pipeline: Path
 ) -> None:
-    other = other_tokens(pipeline_outputs, "reward", tmp_path / "other")
+    other = other_tokens(finished_pipeline, "reward", tmp_path / "other")
     # before the pretraining, on which nothing depends here but time
     line = refused_by_command(
-        tmp_path, f"outputs={tmp_path / 'new'}", *given(pipeline_outputs, other)
+        tmp_path, f"outputs={tmp_path / 'new'}", *given(finished_pipeline, other)
     )
     assert line.startswith("ppo.init.reward must have the tokenizer of the policy ")
 
 
 def test_a_place_of_the_users_that_another_live_process_owns(
-    tmp_path: Path, pipeline_outputs: Path
+    tmp_path: Path, finished_pipeline: Path
 ) -> None:
     place = tmp_path / "place"
-    command = [f"outputs={pipeline_outputs}", "task=sft", "sft.examples=64000", f"run_dir={place}"]
+    command = [f"outputs={finished_pipeline}", "task=sft", "sft.examples=64000", f"run_dir={place}"]
     process = start(tmp_path, *command)
     try:
         wait_for(lambda: (place / "metrics.csv").exists(), process)
@@ -362,9 +362,9 @@ def test_a_place_of_the_users_that_another_live_process_owns(
 
 @pytest.mark.parametrize(("task", "parent"), [("sft", "pretrain"), ("reward", "sft")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
-    tmp_path: Path, pipeline_outputs: Path, task: str, parent: str
+    tmp_path: Path, finished_pipeline: Path, task: str, parent: str
 ) -> None:
-    init = f"{task}.init.policy={artifact(pipeline_outputs, parent)}"
+    init = f"{task}.init.policy={artifact(finished_pipeline, parent)}"
     broken = [f"{task}.optimizer.lr=1e30", f"{task}.checkpoint_every=1", f"{task}.eval_every=100"]
     with pytest.raises(RunFailed, match=rf"^{task}: step 1: the gradient norm is nan"):
         rlhf_here(f"outputs={tmp_path}", f"task={task}", init, *broken)
@@ -377,16 +377,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def test_a_score_that_is_not_a_number_stops_ppo_before_it_learns_from_it(
-    tmp_path: Path, pipeline_outputs: Path
+    tmp_path: Path, finished_pipeline: Path
 ) -> None:
     poisoned = tmp_path / "poisoned"
-    shutil.copytree(artifact(pipeline_outputs, "reward"), poisoned)
+    shutil.copytree(artifact(finished_pipeline, "reward"), poisoned)
     (poisoned / "manifest.json").unlink()
     weights = load_file(poisoned / "model.safetensors")
     weights["score.weight"] = torch.full_like(weights["score.weight"], float("nan"))
     save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RunFailed, match=r"^ppo: iteration 0: the score is nan"):
-        rlhf_here(f"outputs={tmp_path}", "task=ppo", *given(pipeline_outputs, poisoned))
+        rlhf_here(f"outputs={tmp_path}", "task=ppo", *given(finished_pipeline, poisoned))
     run = only(tmp_path / "ppo")
     assert json.loads((run / "metrics.json").read_text())["status"] == "failed"
     assert not (run / "artifact").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,13 +51,15 @@ IDS = torch.randint(6, 500, (3, 12), generator=torch.Generator().manual_seed(7))
 
 
 @pytest.fixture(scope="module")
-def outputs(pipeline_outputs: Path) -> Iterator[Path]:
+def outputs(finished_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`outputs/` after a pipeline with adapters in all three stages; the pretrained model is shared."""
+    copy = tmp_path_factory.mktemp("lora") / "outputs"
+    shutil.copytree(finished_pipeline, copy, symlinks=True)
     log = logging.getLogger("rlhf_lightning")
     before = log.level
     log.setLevel(logging.INFO)  # as the command does: log.txt is looked at
-    rlhf_here(f"outputs={pipeline_outputs}", *LORA, "logger=none")
-    yield pipeline_outputs
+    rlhf_here(f"outputs={copy}", *LORA, "logger=none")
+    yield copy
     log.setLevel(before)
 
 

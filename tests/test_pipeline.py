@@ -73,7 +73,7 @@ def test_tensorboard_holds_the_scalars_the_tables_and_the_heat_strips(
 
 
 def test_an_evaluation_alone_has_its_page_too(pipeline_outputs: Path, tmp_path: Path) -> None:
-    runs = [only_first(pipeline_outputs / t) for t in ("pretrain", "sft", "ppo", "reward")]
+    runs = [only(pipeline_outputs / t) for t in ("pretrain", "sft", "ppo", "reward")]
     base, sft, ppo, reward = runs
     metrics = rlhf_here(
         f"outputs={tmp_path}",
@@ -89,11 +89,6 @@ def test_an_evaluation_alone_has_its_page_too(pipeline_outputs: Path, tmp_path: 
     # its own row: 16 prompts of experiment=debug, and how long it took
     assert re.search(r"<b>evaluate</b>.*\s+.*>16</td>.*\d+ s</td>", report)
     assert (tmp_path / "latest").resolve() == run.resolve()
-
-
-def only_first(folder: Path) -> Path:
-    """The pipeline's own run; other tests may have added runs since."""
-    return min(folder.iterdir(), key=lambda run: (run / "identity.json").stat().st_mtime_ns)
 
 
 def test_a_runs_loggers_are_made_once_and_named_after_it(tmp_path: Path) -> None:

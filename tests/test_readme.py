@@ -64,13 +64,13 @@ def words_of(line: str) -> list[str]:
 
 @pytest.fixture
 def here(
-    pipeline_outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Path]:
     """A working directory as the text supposes it, and what its placeholders stand for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "outputs").mkdir()
-    first = min((pipeline_outputs / "pipeline").iterdir(), key=_began)
+    first = only(finished_pipeline / "pipeline")
     (tmp_path / "outputs" / "latest").symlink_to(first)
     _write_folder(tmp_path / "my_folder")
     for code in SNIPPETS:
@@ -83,10 +83,6 @@ def here(
             (tmp_path / name[1]).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name[1]).write_text(code)
     return {task: (first / "round-1" / task).resolve() for task in ("sft", "reward", "ppo")}
-
-
-def _began(run: Path) -> int:
-    return (run / "identity.json").stat().st_mtime_ns
 
 
 def _write_folder(folder: Path) -> None:

@@ -214,11 +214,10 @@ SHORT = ["logger=none", "ppo.iterations=1", "ppo.epochs=1"]
 
 
 @pytest.fixture(scope="module")
-def own_outputs(tmp_path_factory: pytest.TempPathFactory, pipeline_outputs: Path) -> Path:
-    """The runs of the whole pipeline, in a copy that more runs may be added to."""
+def own_outputs(tmp_path_factory: pytest.TempPathFactory, finished_pipeline: Path) -> Path:
+    """The finished pipeline's `outputs/`, in a copy that this module's runs share."""
     copy = tmp_path_factory.mktemp("reward_source") / "outputs"
-    shutil.copytree(pipeline_outputs, copy, symlinks=True)
-    return copy
+    return shutil.copytree(finished_pipeline, copy, symlinks=True)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +270,7 @@ def test_known_scores_are_measured_for_every_model_and_row(without_reward: Path)
 
 
 def test_evaluation_needs_neither_gold_nor_a_learned_reward(
-    tmp_path: Path, own_outputs: Path
+    tmp_path: Path, finished_pipeline: Path
 ) -> None:
     rows = [
         {
@@ -281,10 +280,7 @@ def test_evaluation_needs_neither_gold_nor_a_learned_reward(
         for i in range(80)
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    runs = {
-        task: min((own_outputs / task).iterdir(), key=lambda run: run.stat().st_ctime)
-        for task in ("sft", "ppo")
-    }
+    runs = {task: only(finished_pipeline / task) for task in ("sft", "ppo")}
     metrics = rlhf_here(
         f"outputs={tmp_path / 'outputs'}",
         "task=evaluate",
