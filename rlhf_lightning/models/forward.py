@@ -75,9 +75,15 @@ def response_logits(
 ) -> Tensor:
     """Logits (B, R, V) from which each response token is predicted; none are computed for the prompt."""
     ids, mask = torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, response_mask], 1)
-    keep = response_ids.shape[1] + 1
-    out = model(**inputs_for(model, ids, mask), logits_to_keep=keep, use_cache=False)
-    return out.logits[:, :-1]
+    start = prompt_ids.shape[1] - 1
+    keep = columns(start, start + response_ids.shape[1], ids.device)
+    return model(**inputs_for(model, ids, mask), logits_to_keep=keep, use_cache=False).logits
+
+
+def columns(start: int, end: int, device: torch.device) -> Tensor:
+    """Positions for `logits_to_keep`. As a tensor, never as a number: a model slices its states by a number, and a
+    product with a slice of several rows copies the output layer's weights for each row where they are frozen."""
+    return torch.arange(start, end, device=device)
 
 
 def _hidden(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:

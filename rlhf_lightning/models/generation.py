@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.batches import PromptBatch, TensorBatch
-from rlhf_lightning.models.forward import inputs_for
+from rlhf_lightning.models.forward import columns, inputs_for
 
 COMPACT_BELOW = 0.8
 """The batch is compacted when fewer than this share of its rows still speak; copying the cache costs too."""
@@ -58,7 +58,9 @@ def sample(
 
     alive = torch.arange(rows, device=device)  # the original row of each row that is still computed
     attention, lengths = prompts.mask, prompts.mask.sum(1)
-    out = model(**inputs_for(model, prompts.ids, attention), use_cache=True, logits_to_keep=1)
+    width = prompts.ids.shape[1]
+    last = columns(width - 1, width, device)
+    out = model(**inputs_for(model, prompts.ids, attention), use_cache=True, logits_to_keep=last)
     cache = out.past_key_values
     for step in range(max_new_tokens):
         token, logprob = _draw(out.logits[:, -1], uniforms[alive, step], temperature)

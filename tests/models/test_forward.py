@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.forward import response_logits, sequence_scores, token_values
+from rlhf_lightning.models.generation import sample
 from tests.tiny import VOCAB, prompt_batch, tiny_policy, tiny_scorer
 
 FAMILIES = ("llama", "gpt2")
@@ -33,6 +34,20 @@ def test_left_padding_and_padding_contents_change_nothing_that_is_real(family: s
     assert a.shape[:2] == mask.shape
     assert a[mask].std() > 0.05  # else there would be nothing to see
     torch.testing.assert_close(a[mask], b[mask], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_output_layer_reads_states_in_one_piece(family: str) -> None:
+    """On a slice of several rows, torch's product would copy the frozen weights (V × d) once a row."""
+    model, seen = tiny_policy(family=family).eval(), []
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    response_logits(model, *sequences(0, 0))
+    prompts, draws = prompt_batch([3, 6, 1]), torch.Generator().manual_seed(0)
+    options = {"max_new_tokens": 3, "temperature": 1.0, "eos_id": 1, "pad_id": 0}
+    sample(model, prompts, **options, generator=draws)
+    assert [states.shape[1] for states in seen] == [5, 1, 1, 1]
+    assert all(states.is_contiguous() for states in seen)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

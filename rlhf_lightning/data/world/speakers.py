@@ -54,17 +54,17 @@ SPEAKERS: dict[str, Speaker] = {
     speaker.name: speaker
     for speaker in (
         Speaker("careful", careless=0.1, miss=0.15, filler=0.15, courtesies=_POLITE),
-        Speaker("hasty", wrong=0.02, astray=0.15, miss=0.5, formless=0.5, careless=0.3, rude=0.05),
+        Speaker("hasty", wrong=0.02, astray=0.24, miss=0.5, formless=0.5, careless=0.3, rude=0.05),
         Speaker(
             "rambling",
             wrong=0.01,
-            astray=0.08,
+            astray=0.16,
             filler=0.75,
             stray=0.3,
             overdo=0.4,
             courtesies=_POLITE,
         ),
-        Speaker("gruff", wrong=0.01, astray=0.12, rude=0.6, miss=0.2, formless=0.3, filler=0.1),
+        Speaker("gruff", wrong=0.01, astray=0.22, rude=0.6, miss=0.2, formless=0.3, filler=0.1),
         Speaker("mistaken", wrong=0.55, miss=0.2, careless=0.5, courtesies=_POLITE),
         Speaker("timid", timid=0.4, filler=0.3, courtesies=(0.3, 0.35, 0.25, 0.1)),
         Speaker(
