@@ -7,5 +7,5 @@ scores      what happens to a score before it is a reward: EOS rule, clip, runni
 advantages  per-token rewards, generalised advantage estimation
 losses      policy, value, K-wise preference and causal LM losses
 schedules   the learning rate over a stage
-statistics  explained variance, accuracy, calibration, win rates, best-of-n
+statistics  explained variance, accuracy, calibration, best-of-n
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,17 +10,6 @@ from torch import Tensor
 
 from rlhf_lightning.functional._checks import at_least_float32, require_same_shape
 from rlhf_lightning.functional.masked import masked_var
-
-_Z95 = 1.959963984540054
-"""97.5 % quantile of the normal distribution."""
-
-
-class WinRate(NamedTuple):
-    rate: float
-    """Wins of the first + ½ ties, as a share."""
-    tie_share: float
-    half_width: float
-    """Of a 95 % interval around `rate`."""
 
 
 def explained_variance(
@@ -73,26 +61,6 @@ def expected_calibration_error(
     # n_b · (accuracy − confidence) is the bin's sum of differences: no empty bin divides by 0
     gaps = torch.zeros(bins, dtype=confidence.dtype, device=confidence.device)
     return gaps.index_add(0, index, right - confidence).abs().sum() / len(probabilities)
-
-
-def win_rate(a: Float[Tensor, " prompt"], b: Float[Tensor, " prompt"]) -> WinRate:
-    """How often a's score is above b's on the same prompt; a tie counts ½.
-
-    half_width = |c − rate| + z √(var/n + z²/4n²) / (1 + z²/n) ;  c = (rate + z²/2n) / (1 + z²/n).
-    It is the longer arm, seen from the rate, of Wilson's interval (z = 1.96), with the variance of
-    the outcomes {0, ½, 1} for p(1 − p). So it is not 0 where one side always wins, and without ties
-    rate ± half_width covers Wilson's interval.
-    Raises: ValueError if shapes differ or there is no prompt.
-    """
-    require_same_shape(a=a, b=b)
-    _require_some("prompts", a)
-    outcomes = _outcomes(a, b).double()
-    n, rate = len(outcomes), float(outcomes.mean())
-    var = float(((outcomes - rate) ** 2).mean())
-    shrink = 1 + _Z95**2 / n
-    center = (rate + _Z95**2 / (2 * n)) / shrink
-    arm = _Z95 * math.sqrt(var / n + _Z95**2 / (4 * n**2)) / shrink
-    return WinRate(rate, float((a == b).float().mean()), abs(center - rate) + arm)
 
 
 def kl_bon(n: int) -> float:

@@ -10,7 +10,6 @@ from rlhf_lightning.functional.statistics import (
     explained_variance,
     kl_bon,
     pair_accuracy,
-    win_rate,
 )
 
 NAN = math.nan
@@ -81,34 +80,6 @@ def test_calibration_is_symmetric_and_zero_for_a_coin():
     assert 0 < expected_calibration_error(p).item() < 1
 
 
-def test_win_rate_by_hand():
-    # win, loss, tie, win: (1 + 0 + ½ + 1) / 4
-    got = win_rate(torch.tensor([2.0, 1.0, 3.0, 5.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    assert got.rate == 0.625
-    assert got.tie_share == 0.25
-
-
-def test_win_rate_interval_is_wilsons_where_the_rate_is_half():
-    # 50 of 100: Wilson's interval is .5 ± .0962 (0.4038 … 0.5962)
-    a = torch.tensor([1.0, -1.0] * 50)
-    assert win_rate(a, torch.zeros(100)).half_width == pytest.approx(0.0962, abs=1e-4)
-
-
-def test_win_rate_interval_reaches_wilsons_farther_end():
-    # 10 of 10: Wilson's lower end is .7225, and no upper end is above 1
-    got = win_rate(torch.ones(10), torch.zeros(10))
-    assert (got.rate, got.half_width) == (1.0, pytest.approx(1 - 0.7225, abs=1e-4))
-
-
-def test_win_rate_interval_contains_the_truth_95_times_in_100(rng):
-    outcomes = torch.tensor([1.0, 0.0, -1.0])[
-        torch.multinomial(torch.tensor([0.6, 0.2, 0.2]), 400 * 100, True, generator=rng)
-    ].view(400, 100)
-    results = [win_rate(row, torch.zeros(100)) for row in outcomes]
-    covered = sum(abs(r.rate - 0.7) <= r.half_width for r in results) / 400
-    assert 0.93 <= covered <= 0.985  # three standard errors of .95 at 400 draws
-
-
 def test_kl_of_best_of_n():
     assert kl_bon(1) == 0
     assert kl_bon(2) == pytest.approx(math.log(2) - 0.5)
@@ -138,7 +109,7 @@ def test_best_of_n_does_not_overflow():
     assert best_of_n(torch.ones(5000), 2500).item() == pytest.approx(1.0, abs=1e-4)
 
 
-def test_bad_arguments_are_refused(unchecked):
+def test_bad_arguments_are_refused():
     none = torch.zeros(0)
     with pytest.raises(ValueError, match=r"pairs must not be empty, got \(0, 2\)"):
         pair_accuracy(torch.zeros(2), torch.zeros(0, 2, dtype=torch.long))
@@ -146,10 +117,6 @@ def test_bad_arguments_are_refused(unchecked):
         expected_calibration_error(none)
     with pytest.raises(ValueError, match="bins must be >= 1, got 0"):
         expected_calibration_error(torch.ones(1), bins=0)
-    with pytest.raises(ValueError, match=r"prompts must not be empty, got \(0,\)"):
-        win_rate(none, none)
-    with pytest.raises(ValueError, match=r"got a \(2,\), b \(1,\)"):
-        unchecked(win_rate)(torch.zeros(2), torch.zeros(1))
     with pytest.raises(ValueError, match="n must be >= 1, got 0"):
         kl_bon(0)
     with pytest.raises(ValueError, match=r"n must be in 1..3 \(the samples\), got 4"):
