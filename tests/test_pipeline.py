@@ -169,7 +169,7 @@ def test_dry_run_says_what_differs_from_the_nearest_run(
     pipeline_outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rlhf_here(f"outputs={pipeline_outputs}", "dry_run=true", "ppo.kl_coef=0.3")
-    assert "ppo.kl_coef: 0.1 → 0.3" in capsys.readouterr().out
+    assert "ppo.kl_coef: 0.2 → 0.3" in capsys.readouterr().out
 
 
 def test_dry_run_names_six_settings_and_counts_the_others(
@@ -231,8 +231,8 @@ def test_run_dir_holds_all_stages_and_refuses_another_run(
     metrics = rlhf_here(f"outputs={pipeline_outputs}", "task=ppo", *init)
     assert "ppo/kl_k1" in metrics and "ppo/eos_rate" in metrics
     assert (tmp_path / "mine" / "artifact" / "model.safetensors").is_file()
-    with pytest.raises(UserError, match=r"run_dir .*ppo\.kl_coef: 0\.1 → 0\.2"):
-        rlhf_here(f"outputs={pipeline_outputs}", "task=ppo", *init, "ppo.kl_coef=0.2")
+    with pytest.raises(UserError, match=r"run_dir .*ppo\.kl_coef: 0\.2 → 0\.3"):
+        rlhf_here(f"outputs={pipeline_outputs}", "task=ppo", *init, "ppo.kl_coef=0.3")
 
 
 def test_two_rounds_collect_from_the_current_policy(pipeline_outputs: Path) -> None:

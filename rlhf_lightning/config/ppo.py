@@ -50,7 +50,7 @@ class PPOConfig:
     """PPO against a score (`reward_source`).
 
     conf/ppo/*.yaml override many of these: ppo=default (sized for the built-in world) has 20 iterations, 2 epochs and
-    kl_coef 0.1; ppo=instructgpt and ppo=tldr have the papers' numbers, but not their lengths.
+    kl_coef 0.2; ppo=instructgpt and ppo=tldr have the papers' numbers, but not their lengths.
     """
 
     init: InitConfig = field(default_factory=InitConfig)
@@ -88,7 +88,7 @@ class PPOConfig:
     temperature: float = 1.0
     """Divides the logits in sampling, in the reference and in the update alike. 1 in [I], 0.7 in [N]."""
     kl_coef: float = 0.05
-    """β of r_t = -β·kl_k1_t. [I] 0.02, TL;DR 0.03-0.05, ppo=default 0.1 (nano)."""
+    """β of r_t = -β·kl_k1_t. [I] 0.02, TL;DR 0.03-0.05, ppo=default 0.2 (nano)."""
     adaptive_kl: AdaptiveKLConfig = field(default_factory=AdaptiveKLConfig)
     """β that moves towards a target [Z]; off."""
     gamma: float = 1.0
