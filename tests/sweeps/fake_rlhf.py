@@ -31,10 +31,15 @@ def main() -> None:
     kl_coef = config["ppo"]["kl_coef"]
     record = {"status": "running", "metrics": {}}
     write_json(run / "metrics.json", record)
+    # learns from half of what it reaches
+    reached = 1 - abs(kl_coef - 0.05)
+    rows = [f"{step},{reached * (0.5 + step / 4)}" for step in range(3)]
+    curve = "\n".join(["step,val/gold_score", *rows, ""])
+    (run / "metrics.csv").write_text(curve, encoding="utf-8")
     behave(os.environ.get("FAKE", ""), folder, run)
     time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
     # the best is kl_coef = 0.05; the KL shrinks as the coefficient grows
-    metrics = {"ppo/gold_score": 1 - abs(kl_coef - 0.05), "ppo/kl_k1": 1 / (0.01 + kl_coef)}
+    metrics = {"ppo/gold_score": reached, "ppo/kl_k1": 1 / (0.01 + kl_coef)}
     if str(Path(folder).name) in os.environ.get("FAKE_NAN", "").split():
         metrics["ppo/gold_score"] = None
     write_json(run / "metrics.json", {"status": "finished", "metrics": metrics})
