@@ -32,7 +32,7 @@ def run_curves(run: Path) -> Curves:
 def curves_to_show(
     measured: Iterable[Curves], objectives: Sequence[str], pruner_metric: str | None
 ) -> list[str]:
-    """Metrics of validations: the pruner's, the objectives' own, those of the field; all there are, if none of them is."""
+    """Metrics of validations: the pruner's, the objectives' own, those of the field; without any of them, all."""
     known = list(dict.fromkeys(name for curves in measured for name in curves))
     wanted = [pruner_metric or ""]
     for objective in objectives:

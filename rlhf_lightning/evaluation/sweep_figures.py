@@ -62,7 +62,9 @@ def figures_of(report: SweepReport) -> Iterator[Titled]:
         drawn,
         text if drawn is not None else "No trial has parameters yet.",
     )
-    notes = " ".join(dict.fromkeys(f"{i.objective}: {i.note}" for i in report.importances if i.note))
+    notes = " ".join(
+        dict.fromkeys(f"{i.objective}: {i.note}" for i in report.importances if i.note)
+    )
     text = "Share of the difference between good and other trials that a parameter explains (PED-ANOVA)."
     yield "Hyperparameter importance", importance_bars(report.importances), f"{text} {notes}"
     text = (

@@ -143,7 +143,7 @@ def excess(value: float) -> str:
 
 
 def in_order(report: SweepReport) -> Sequence[TrialRow]:
-    """The best first: complete ones by the first objective, what breaks a constraint after the others, then the rest."""
+    """The best first: complete ones by the first objective, then what breaks a constraint, then the rest."""
     sign = -1.0 if report.directions[0] == "maximize" else 1.0
 
     def place(trial: TrialRow) -> tuple[bool, bool, bool, float, int]:

@@ -61,7 +61,9 @@ def importance(trials: Sequence[Any], place: int, direction: str) -> Explained:
         shares = optuna.importance.get_param_importances(study, params=varied)
     few = len(known) < TRUSTED_PER_PARAMETER * len(varied)
     hint = f"{len(known)} trials for {len(varied)} parameters: a hint, no more" if few else ""
-    return Explained(shares, "; ".join(text for text in (hint, left_out if missing else "") if text))
+    return Explained(
+        shares, "; ".join(text for text in (hint, left_out if missing else "") if text)
+    )
 
 
 def _params(trials: Sequence[Any]) -> list[str]:

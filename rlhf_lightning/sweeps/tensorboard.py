@@ -83,7 +83,9 @@ def _scalar(writer: Any, name: str, value: float, step: int, time: float | None)
     from tensorboard.compat.proto import summary_pb2
 
     proto: Any = summary_pb2
-    _add(writer, proto.Summary(value=[proto.Summary.Value(tag=name, simple_value=value)]), time, step)
+    _add(
+        writer, proto.Summary(value=[proto.Summary.Value(tag=name, simple_value=value)]), time, step
+    )
 
 
 def _add(writer: Any, summary: Any, time: float | None, step: int = 0) -> None:

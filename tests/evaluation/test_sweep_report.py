@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_lightning.evaluation.curves import Curves
 from rlhf_lightning.evaluation.sweep_curves import curves_to_show, run_curves
 from rlhf_lightning.evaluation.sweep_figures import best_so_far, figures_of, trial_curves
 from rlhf_lightning.evaluation.sweep_parallel import Scale, goodness
@@ -123,11 +124,15 @@ def test_the_rounds_of_a_pipeline_follow_each_other(tmp_path: Path) -> None:
     }
 
 
-def test_the_curves_shown_are_those_of_the_search(tmp_path: Path) -> None:
-    ppo = dict.fromkeys(("val/gold_score", "val/score", "val/kl_k1", "rollout/score"), [(0, 1.0)])
+def curves_of(*names: str) -> Curves:
+    return {name: [(0, 1.0)] for name in names}
+
+
+def test_the_curves_shown_are_those_of_the_search() -> None:
+    ppo = curves_of("val/gold_score", "val/score", "val/kl_k1", "rollout/score")
     shown = curves_to_show([ppo], ["ppo/gold_score"], "val/kl_k1")
     assert shown == ["val/kl_k1", "val/gold_score", "val/score"]
-    sft = dict.fromkeys(("sft/train/loss", "sft/val/loss"), [(0, 1.0)])
+    sft = curves_of("sft/train/loss", "sft/val/loss")
     assert curves_to_show([sft], ["sft/val_loss"], None) == ["sft/val/loss"]
     # none is the objective's: all of validations
     assert curves_to_show([sft], ["time/sft_s"], None) == ["sft/val/loss"]

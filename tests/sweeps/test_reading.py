@@ -142,7 +142,9 @@ def test_the_parameter_that_matters_has_the_larger_share() -> None:
     assert said.note == ""  # 60 trials for two parameters
     assert said.shares["x"] > 0.8 > said.shares["y"]
     assert sum(said.shares.values()) == pytest.approx(1)
-    assert importance(study.trials[:12], 0, "minimize").note.startswith("12 trials for 2 parameters")
+    assert importance(study.trials[:12], 0, "minimize").note.startswith(
+        "12 trials for 2 parameters"
+    )
     assert importance(study.trials[:4], 0, "minimize").shares == {}
 
 
