@@ -82,7 +82,7 @@ def parallel_coordinates(report: SweepReport) -> Figure | None:
         style: Any = {"linestyle": "-" if known else (0, (4, 3)), "alpha": 0.85 if known else 0.5}
         width = 2.2 if trial.best else 1.1
         ax.plot(range(len(heights)), heights, color=colour, linewidth=width, **style)
-    _draw_axes(ax, scales, gaps=any(len(t.params) < len(keys) for t in trials))
+    _draw_axes(ax, scales, {key for key in keys if any(key not in t.params for t in trials)})
     return figure
 
 
@@ -107,12 +107,12 @@ def _colour(rank: float) -> Any:
     return colormaps["viridis"](0.1 + 0.8 * rank)
 
 
-def _draw_axes(ax: Any, scales: dict[str, Scale], *, gaps: bool) -> None:
-    for x, scale in enumerate(scales.values()):
+def _draw_axes(ax: Any, scales: dict[str, Scale], gaps: set[str]) -> None:
+    for x, (name, scale) in enumerate(scales.items()):
         ax.plot([x, x], [0, 1], color=MUTED, linewidth=1)
         for height, text in scale.ticks():
             ax.text(x + 0.03, height, text, fontsize=8, color=INK, va="center")
-        if gaps:
+        if name in gaps:
             ax.text(x + 0.03, NOT_SET, "not set", fontsize=8, color=MUTED, va="center")
     names = [name.replace(".", "\n.").replace("/", "\n/") for name in scales]
     ax.set_xticks(range(len(scales)), names, color=INK, fontsize=9)

@@ -127,7 +127,8 @@ def _notes(found: FoundSweep, rows: list[TrialRow]) -> list[str]:
         )
     open_ = [row for row in rows if row.state in ("RUNNING", "WAITING")]
     if open_:
-        notes.append(f"The search is not at its end: {len(open_)} trials run or wait.")
+        numbers = ", ".join(str(row.number) for row in open_)
+        notes.append(f"The search is not at its end; what runs or waits: {numbers}.")
     lost = [str(row.number) for row in rows if row.state == "COMPLETE" and not row.links]
     if lost:
         notes.append(f"Runs that are gone, so without curves: trials {', '.join(lost)}.")

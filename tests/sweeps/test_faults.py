@@ -138,6 +138,20 @@ def test_two_real_commands_share_the_trials_of_one_study(tmp_path: Path) -> None
         assert file.read_text(encoding="utf-8").count("pretrain: new,") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_identical_parameters_reuse_the_real_run(tmp_path: Path) -> None:
+    one = ("task=pretrain", "pretrain.examples=32", "pretrain.optimizer.lr=choice(1e-3)")
+    process = start(tmp_path, *OPTUNA, *OBJECTIVE, *one, "hydra.sweeper.n_trials=2")
+    _, errors = process.communicate(timeout=800)
+    assert process.returncode == 0, errors
+    sweep = only(tmp_path / "outputs" / "sweeps")
+    first, second = (loaded(file) for file in sorted((sweep / "trials").glob("*.json")))
+    assert (first["run"], first["values"]) == (second["run"], second["values"])
+    log = (sweep / "logs" / "0001.txt").read_text(encoding="utf-8")
+    assert "pretrain: finished already" in log
+
+
 def loaded(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
