@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from rlhf_lightning.compose import check, compose
 from rlhf_lightning.errors import UserError
@@ -70,7 +70,7 @@ def test_a_broken_constraint_is_shown_with_its_excess_and_is_never_the_best(tmp_
 
 
 def test_a_search_without_any_finished_trial_has_a_page(tmp_path: Path) -> None:
-    process = start_search(tmp_path, {"FAKE_SECONDS": "60"}, n_trials=3, n_jobs=2)
+    process = start_search(tmp_path, {"FAKE_SECONDS": "600"}, n_trials=3, n_jobs=2)
     until(lambda: starts(tmp_path) == 2, process)
     running = report(tmp_path)
     assert [row.state for row in running.trials] == ["RUNNING"] * 2
@@ -148,6 +148,11 @@ def test_the_parameter_that_matters_has_the_larger_share() -> None:
     assert importance(study.trials[:4], 0, "minimize").shares == {}
 
 
+def hparams_data(events: EventAccumulator, tag: str) -> Any:
+    content = events.SummaryMetadata(tag).plugin_data.content
+    return plugin_data_pb2.HParamsPluginData.FromString(content)  # type: ignore[attr-defined]
+
+
 def test_tensorboard_has_the_same_trials_as_hyperparameters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,13 +163,11 @@ def test_tensorboard_has_the_same_trials_as_hyperparameters(
     assert [folder.name for folder in folders] == ["0000", "0001", "0002"]
     for folder, row in zip(folders, rows, strict=True):
         events = EventAccumulator(str(folder)).Reload()
-        known = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
-        begun = metadata.parse_session_start_plugin_data(known)
+        begun = hparams_data(events, metadata.SESSION_START_INFO_TAG).session_start_info
         hparams = {key: value.number_value for key, value in begun.hparams.items()}
         assert begun.hparams["state"].string_value == row.state
         assert {key: hparams[key] for key in row.params} == row.params
-        known = events.SummaryMetadata(metadata.SESSION_END_INFO_TAG).plugin_data.content
-        status = metadata.parse_session_end_plugin_data(known).status
+        status = hparams_data(events, metadata.SESSION_END_INFO_TAG).session_end_info.status
         assert status == (1 if row.state == "COMPLETE" else 2)  # success, failure
         tags = events.Tags()["scalars"]
         assert tags == (["ppo/gold_score"] if row.state == "COMPLETE" else [])

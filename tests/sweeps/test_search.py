@@ -70,7 +70,7 @@ def test_identical_parameters_share_one_run(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_kills_the_trials_and_they_still_wait(tmp_path: Path) -> None:
-    process = start_search(tmp_path, {"FAKE": "all:stubborn", "FAKE_SECONDS": "200"}, n_trials=2)
+    process = start_search(tmp_path, {"FAKE": "all:stubborn", "FAKE_SECONDS": "600"}, n_trials=2)
     until(lambda: bool(list((tmp_path / "outputs").glob("ppo/*/stubborn"))), process)
     process.send_signal(signal.SIGINT)
     time.sleep(2)  # a second one within moments counts as the same
@@ -117,7 +117,7 @@ def test_sixteen_trials_end_with_their_states_though_the_sweep_was_killed_twice(
 def test_a_signal_puts_the_running_trials_back_and_the_same_command_continues_them(
     tmp_path: Path,
 ) -> None:
-    process = start_search(tmp_path, {"FAKE_SECONDS": "20"}, n_trials=3, n_jobs=2)
+    process = start_search(tmp_path, {"FAKE_SECONDS": "600"}, n_trials=3, n_jobs=2)
     until(lambda: starts(tmp_path) == 2, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) != 0
