@@ -79,6 +79,8 @@ def history(report: SweepReport) -> Figure | None:
     """Value over trial number, a row for each objective."""
     if not report.complete:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     rows = len(report.objectives)
     figure = new_figure(9.6, 0.4 + 2.5 * rows)
     for place, (name, direction) in enumerate(
@@ -106,7 +108,7 @@ def history(report: SweepReport) -> Figure | None:
             )
         ax.set_title(f"{name} ({direction})", loc="left", fontsize=10, color=INK)
         ax.set_xlabel("trial")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

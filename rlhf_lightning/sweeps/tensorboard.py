@@ -42,8 +42,9 @@ def _write(place: Path, trial: Any, objectives: Sequence[str]) -> None:
     from tensorboard.plugins.hparams import api_pb2, summary_v2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    ended = {"COMPLETE": api_pb2.STATUS_SUCCESS, "FAIL": api_pb2.STATUS_FAILURE}
-    status = ended.get(trial.state.name, api_pb2.STATUS_UNKNOWN)
+    known: Any = api_pb2  # generated: its names are not visible to type checkers
+    ended = {"COMPLETE": known.STATUS_SUCCESS, "FAIL": known.STATUS_FAILURE}
+    status = ended.get(trial.state.name, known.STATUS_UNKNOWN)
     start, end = (
         None if time is None else time.timestamp()
         for time in (trial.datetime_start, trial.datetime_complete)
@@ -70,7 +71,7 @@ def _session_end(status: Any, end: float | None) -> Any:
     from tensorboard.compat.proto import summary_pb2
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-    proto: Any = summary_pb2  # generated: its names are not visible to type checkers
+    proto: Any = summary_pb2
     data: Any = plugin_data_pb2
     info = data.SessionEndInfo(status=status, end_time_secs=end or 0.0)
     described = metadata.create_summary_metadata(data.HParamsPluginData(session_end_info=info))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_lightning.evaluation.curves import Curves
@@ -101,7 +102,7 @@ def test_every_figure_is_drawn_or_says_why_not() -> None:
     assert drawn is not None
     assert [ax.get_title(loc="left") for ax in drawn.axes] == ["val/x", "val/y"]
     # two trials; the value that is no number is left out
-    assert [len(line.get_xdata()) for line in drawn.axes[0].get_lines()] == [2, 2]
+    assert [np.size(line.get_xdata()) for line in drawn.axes[0].get_lines()] == [2, 2]
     empty = report()
     assert [figure for _, figure, _ in figures_of(empty)] == [None] * 4
     assert all(caption for _, _, caption in figures_of(empty))
