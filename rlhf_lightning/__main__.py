@@ -56,6 +56,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
         Console().print(runs_table(Path(root.outputs)))
         return {}
+    if root.task == "sweep_report":
+        from rlhf_lightning.tasks import sweep_report
+
+        return sweep_report.run(root)
     from rlhf_lightning.pipeline import run_task
 
     overrides = [str(item) for item in HydraConfig.get().overrides.task]

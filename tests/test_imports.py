@@ -39,13 +39,14 @@ OURS = {
     | {"batches", "callbacks", "data", "evaluation", "functional", "models"}
     | {"plan", "rewards", "runs", "stages"},
     "tasks/report.py": {"compose.defaults_diff"},
+    "tasks/sweep_report.py": {"sweeps"},
     "pipeline": CORE
     | {"binding", "callbacks.log", "compose", "data", "parents", "plan", "runs", "sweeps", "tasks"},
     "signatures": CORE,
     "binding": CORE | {"rewards.functions", "signatures"},
     "compose": CORE | {"binding", "compose_errors", "offline_model"},
     "compose_errors": CORE | {"binding", "compose"},
-    "__main__": CORE | {"compose", "compose_errors", "pipeline", "runs"},
+    "__main__": CORE | {"compose", "compose_errors", "pipeline", "runs", "tasks.sweep_report"},
     "__init__": set(),
 }
 """Part, or one file → what it may import of ours beside itself: parts, or dotted names in them."""

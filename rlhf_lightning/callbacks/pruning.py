@@ -62,7 +62,10 @@ class Pruning(pl.Callback):
             self._trial = open_trial(self.given)
         # rounds follow each other on one axis
         before = (self.round - 1) * int(trainer.num_training_batches)
-        if not _report(self._trial, [(before + step, value) for step, value in points]):
+        # the study compares in its objective's direction: a metric of the other one is turned round
+        turned = (pruner.direction or self.given.directions[0]) != self.given.directions[0]
+        sign = -1.0 if turned else 1.0
+        if not _report(self._trial, [(before + step, sign * value) for step, value in points]):
             log.warning("the sweep no longer waits for trial %d", self.given.number)
             self._left = True
             return None

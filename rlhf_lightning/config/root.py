@@ -18,7 +18,7 @@ from rlhf_lightning.config.sft import SFTConfig
 from rlhf_lightning.errors import UserError
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
-TASKS = (*STAGES, "evaluate", "pipeline", "generate", "data", "runs")
+TASKS = (*STAGES, "evaluate", "pipeline", "generate", "data", "runs", "sweep_report")
 
 
 @dataclass
@@ -48,7 +48,7 @@ class RootConfig:
     """The whole tree."""
 
     task: str = "pipeline"
-    """What to run: pretrain | sft | reward | ppo | evaluate | pipeline | generate | data | runs."""
+    """What to run: pretrain | sft | reward | ppo | evaluate | pipeline | generate | data | runs | sweep_report."""
     seed: int = 0
     """Seeds weights, data order and sampling of every stage."""
     outputs: str = "outputs"
@@ -63,6 +63,8 @@ class RootConfig:
     """task=generate: JSON Lines file that is written; null: the responses are printed."""
     prompt: str | None = None
     """task=generate: one prompt in place of `input`."""
+    sweep: str | None = None
+    """task=sweep_report: directory of a search with Optuna; the page goes into it."""
     model: ModelConfig = MISSING
     """Group conf/model; nano."""
     mix: MixConfig = MISSING
@@ -139,7 +141,19 @@ def cross_check(root: RootConfig) -> None:
         )
     _check_reward_source(root)
     check_generate(root)
+    _check_sweep_report(root)
     _check_one_process(root.trainer or {})
+
+
+def _check_sweep_report(root: RootConfig) -> None:
+    """A sweep is named where one is read, and only there."""
+    if root.task != "sweep_report":
+        require(root.sweep is None, "sweep", f"null where task is {root.task}", root.sweep)
+        return
+    allowed = "a sweep's directory where task is sweep_report (outputs/sweeps/NAME-HASH)"
+    require(bool(root.sweep), "sweep", allowed, root.sweep)
+    rule = "null where task is sweep_report (the page goes into the sweep)"
+    require(root.run_dir is None, "run_dir", rule, root.run_dir)
 
 
 def _check_reward_source(root: RootConfig) -> None:

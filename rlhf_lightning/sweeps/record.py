@@ -6,6 +6,7 @@
     trials/0007.json     parameters, state, reason, values, times
     configs/0007/        the resolved config that the trial's process is started with
     logs/0007.txt        what it printed
+    tensorboard/0007     its parameters and objectives, for TensorBoard's HPARAMS page
     best.yaml            the best trial's config; with several objectives pareto/0007.yaml
 
 All of it is computed from the study, so a kill between two writes is mended by the next.
@@ -23,6 +24,7 @@ from rlhf_lightning.sweeps.comparisons import Comparison
 from rlhf_lightning.sweeps.queue import OVERRIDES, REASON, RETRY_OF, RUN, WORKER
 from rlhf_lightning.sweeps.samplers import METRICS
 from rlhf_lightning.sweeps.settings import SweepSettings
+from rlhf_lightning.sweeps.tensorboard import write_trials
 
 
 def label(number: int) -> str:
@@ -72,6 +74,7 @@ def sync(
         name = folder / "trials" / label(trial.number)
         if run and not name.is_symlink():
             link(run, name)
+    write_trials(folder, trials, settings.objectives)
     best = best_trials(trials, settings.directions, constraints)
     if len(settings.objectives) == 1:
         if best:

@@ -20,7 +20,7 @@ from rlhf_lightning.sweeps.space import Space
 from rlhf_lightning.sweeps.storage import open_storage, open_study
 from rlhf_lightning.sweeps.worker import Worker
 
-PLACES = ("outputs", "run_dir", "dry_run", "logger", "callbacks", "trainer")
+PLACES = ("outputs", "run_dir", "dry_run", "sweep", "logger", "callbacks", "trainer")
 """Keys of the config that are no part of a sweep's identity: where and how, never what."""
 FREE = (
     "name",

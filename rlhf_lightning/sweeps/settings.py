@@ -45,7 +45,7 @@ class PrunerSettings:
     metric: str | None = None
     """The metric of a validation that is compared, as metrics.csv names it."""
     direction: str | None = None
-    """maximize | minimize; null: that of the objective."""
+    """maximize | minimize; null: that of the objective. Of the other direction, the study holds the metric times -1."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of Optuna's class."""
 

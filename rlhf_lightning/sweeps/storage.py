@@ -20,7 +20,7 @@ def open_storage(folder: Path, url: str | None) -> Any:
         JournalFileSymlinkLock,
     )
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    quiet_optuna()
     if url is None:
         file = folder / JOURNAL
         # a symbolic link is made at once or not at all on every NFS
@@ -35,6 +35,13 @@ def open_storage(folder: Path, url: str | None) -> Any:
         raise UserError(
             f"hydra.sweeper.storage must be a database that can be opened, got {shown}://...: {reason}"
         ) from error
+
+
+def quiet_optuna() -> None:
+    """Only its warnings: what it says of each trial we say ourselves."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def open_study(storage: Any, name: str, directions: list[str]) -> Any:

@@ -97,6 +97,66 @@ def test_rounds_follow_each_other_on_one_axis(tmp_path: Path) -> None:
     assert list(study.trials[2].intermediate_values) == [10]
 
 
+def run_through(
+    tmp_path: Path, study: Any, pruner: PrunerSettings, name: str, *values: float
+) -> str | None:
+    """A trial with these validations; why it was pruned."""
+    trial = study.ask()
+    direction = study.direction.name.lower()
+    folder = tmp_path / f"trial-{name}"
+    orders = TrialOrders(folder, tmp_path, "s", trial.number, [direction], pruner, RuleSettings())
+    run = make_run(tmp_path / name)
+    callback = Pruning(run, orders)
+    try:
+        for seen in range(1, len(values) + 1):
+            curve(run, *values[:seen])
+            callback.on_validation_end(trainer(), None)  # type: ignore[arg-type]
+    except Pruned as error:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return str(error)
+    study.tell(trial, values[-1])
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("median", {"n_startup_trials": 1}),
+        ("successive_halving", {"min_resource": 1, "reduction_factor": 2}),
+        # three brackets, drawn from crc32("s_NUMBER"); number 9 is in the first one, as are 0 to 3, 6 and 7
+        ("hyperband", {"min_resource": 1, "max_resource": 4, "reduction_factor": 2}),
+    ],
+)
+def test_a_pruner_gives_up_the_worse_trial_and_none_of_the_equally_good(
+    tmp_path: Path, name: str, args: dict[str, Any]
+) -> None:
+    study = open_study(open_storage(tmp_path, None), "s", ["maximize"])
+    pruner = PrunerSettings(name, METRIC, args=args)
+    good = [run_through(tmp_path, study, pruner, f"g{i}", *[0.5] * 6) for i in range(9)]
+    assert good == [None] * 9
+    reason = run_through(tmp_path, study, pruner, "bad", *[0.1] * 6)
+    assert reason is not None
+    assert reason.startswith(f"{name}: val/gold_score is 0.1 at step ")
+
+
+def test_patience_gives_up_a_trial_that_no_longer_gets_better(tmp_path: Path) -> None:
+    study = open_study(open_storage(tmp_path, None), "s", ["maximize"])
+    pruner = PrunerSettings("patience", METRIC, args={"patience": 1})
+    assert run_through(tmp_path, study, pruner, "rising", 0.1, 0.2, 0.3, 0.4) is None
+    # the best of the last two, 0.4, is below the best before them, 0.6
+    reason = run_through(tmp_path, study, pruner, "falling", 0.5, 0.6, 0.4, 0.3)
+    assert reason == "patience: val/gold_score is 0.3 at step 3"
+
+
+def test_a_metric_may_have_another_direction_than_the_objective(tmp_path: Path) -> None:
+    study = open_study(open_storage(tmp_path, None), "s", ["minimize"])
+    pruner = PrunerSettings("median", METRIC, "maximize", args={"n_startup_trials": 1})
+    assert run_through(tmp_path, study, pruner, "first", 0.5, 0.6) is None
+    assert run_through(tmp_path, study, pruner, "better", 0.7, 0.8) is None
+    assert run_through(tmp_path, study, pruner, "worse", 0.3, 0.4) is not None
+    assert study.trials[0].intermediate_values == {0: -0.5, 1: -0.6}
+
+
 def test_a_rule_prunes_and_the_run_says_why(tmp_path: Path) -> None:
     orders, _ = given(tmp_path, rules=RuleSettings(kl_budget=10))
     claimed = claim(

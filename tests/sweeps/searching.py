@@ -40,9 +40,10 @@ def run_search(tmp: Path, space: list[str] | None = None, **settings: Any) -> di
         return yaml.safe_dump({"outputs": outputs, "ppo": {"kl_coef": kl_coef}, "seed": seed})
 
     tree = {"command": FAKE, "sampler": {"name": "random"}, **settings}
+    parsed = OverridesParser.create().parse_overrides(space or SPACE)
     return search(
         settings_from(tree),
-        space_of(OverridesParser.create().parse_overrides(space or SPACE)),
+        space_of(parsed, tree.get("custom_space")),
         name="test",
         base={"outputs": outputs, "run_dir": str(tmp / "sweep"), "dry_run": False},
         config_of=config_of,

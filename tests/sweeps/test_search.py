@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from pathlib import Path
 
 import optuna
@@ -50,6 +51,35 @@ def test_two_processes_share_the_trials_of_one_study(tmp_path: Path) -> None:
     assert len({record["worker"] for record in found}) == 2
 
 
+def test_an_idle_worker_gets_the_next_trial_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # trial 0 ends after the two others: in batches of two, the third would wait for it, and it for the third
+    monkeypatch.setenv("FAKE", "0000:last")
+    run_search(tmp_path, n_trials=3, n_jobs=2)
+    assert states(tmp_path) == ["COMPLETE"] * 3
+
+
+def test_identical_parameters_share_one_run(tmp_path: Path) -> None:
+    run_search(tmp_path, ["ppo.kl_coef=choice(0.1)"], n_trials=2)
+    first, second = records(tmp_path)
+    assert first["params"] == second["params"] == {"ppo.kl_coef": 0.1}
+    assert first["run"] == second["run"]
+    assert first["values"] == second["values"]
+    assert starts(tmp_path) == 1
+
+
+def test_a_second_signal_kills_the_trials_and_they_still_wait(tmp_path: Path) -> None:
+    process = start_search(tmp_path, {"FAKE": "all:stubborn", "FAKE_SECONDS": "600"}, n_trials=2)
+    until(lambda: bool(list((tmp_path / "outputs").glob("ppo/*/stubborn"))), process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2)  # a second one within moments counts as the same
+    assert process.poll() is None, "the trial does not end by the first signal"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=100) != 0
+    assert states(tmp_path) == ["WAITING"]
+
+
 def test_sixteen_trials_end_with_their_states_though_the_sweep_was_killed_twice(
     tmp_path: Path,
 ) -> None:
@@ -87,7 +117,7 @@ def test_sixteen_trials_end_with_their_states_though_the_sweep_was_killed_twice(
 def test_a_signal_puts_the_running_trials_back_and_the_same_command_continues_them(
     tmp_path: Path,
 ) -> None:
-    process = start_search(tmp_path, {"FAKE_SECONDS": "20"}, n_trials=3, n_jobs=2)
+    process = start_search(tmp_path, {"FAKE_SECONDS": "600"}, n_trials=3, n_jobs=2)
     until(lambda: starts(tmp_path) == 2, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) != 0
