@@ -109,12 +109,7 @@ def _run(
         for folder, requests in wanted:
             if folder in new:
                 config = saved_config(requests[0].root)
-                folder.prepare(
-                    config,
-                    name=folder.path.name,
-                    max_requeues=settings.max_requeues,
-                    tasks=settings.tasks,
-                )
+                _prepare(folder, config, folder.path.name, settings)
             else:
                 log.info("job %s is in the queue already: %s", folder.job_id, folder.path)
         if new:
@@ -141,7 +136,7 @@ def _run(
 def _result(folder: JobFolder, outcome: Outcome) -> tuple[dict[str, Any] | None, Exception | None]:
     if outcome.state == FINISHED:
         return (_metrics(Path(outcome.run)) if outcome.run else {}), None
-    where = f"job {folder.job_id}, log {folder.log()}"
+    where = f"job {folder.job_id}, log {folder.log}"
     return None, RunFailed(f"{outcome.reason} ({where})")
 
 
@@ -202,7 +197,7 @@ def _job(
         _say(label, f"job {known}", path, f" ({there[known].lower()} already)")
         return known
     config = saved_config(root)
-    folder.prepare(config, name=label, max_requeues=settings.max_requeues, tasks=settings.tasks)
+    _prepare(folder, config, label, settings)
     # a parent that two stages share is one job
     unique = list(dict.fromkeys(after))
     (job,) = submit([folder], settings, name=f"rlhf-{label}", key=PIPELINE, after=unique)
@@ -210,12 +205,17 @@ def _job(
     return job
 
 
+def _prepare(folder: JobFolder, config: str, name: str, settings: SlurmConfig) -> None:
+    limit, command = settings.max_requeues, settings.command
+    folder.prepare(config, name=name, max_requeues=limit, command=command)
+
+
 def _say(label: str, what: str, path: Path, more: str = "") -> None:
     print(f"{label:<18} {what:<10} {path}{more}")
 
 
 def require_processes(root: RootConfig, settings: SlurmConfig, key: str) -> None:
-    """SLURM starts the ranks, and Lightning wants to be told as many. Raises: UserError where they differ."""
+    """What a job gets must be what its processes take. Raises: UserError where the numbers differ."""
     trainer: Mapping[str, Any] = root.trainer or {}
     devices = trainer.get("devices", 1)
     count = len(devices) if isinstance(devices, list) else devices

@@ -25,7 +25,7 @@ MANAGED = (
 """Options of sbatch that `extra` may not hold."""
 
 ONE_PROCESS = ("evaluate", "report")
-"""Jobs of a pipeline that have no Trainer: one task on one node, unless `stages` says more."""
+"""Jobs of a pipeline that train nothing: one process on one node, unless `stages` says more."""
 
 JOBS = ("pretrain", "sft", "reward", "ppo", *ONE_PROCESS)
 
@@ -64,6 +64,8 @@ class SlurmConfig:
     """How often a job may start again (time limit, preemption, node failure); then it ends as failed."""
     setup_script: str | None = None
     """A file that each job sources before it starts (modules, an environment)."""
+    command: list[str] | None = None
+    """What runs a job, `[apptainer, exec, IMAGE, rlhf]`; its config follows. null: `-m rlhf_lightning`."""
     extra: dict[str, Any] | None = None
     """Further options of sbatch without the dashes: `{exclude: node7, mail-type: END}`; true: one without a value."""
 
@@ -101,11 +103,6 @@ class SlurmConfig:
         require(ok, "slurm.extra", "options of sbatch that have no setting of their own", option)
         ok = value is True or VALUE.fullmatch(str(value)) is not None
         require(ok and value is not False, key, "true, a number or one line of text", value)
-
-    @property
-    def tasks(self) -> int:
-        """Processes of a job."""
-        return self.nodes * self.tasks_per_node
 
 
 @dataclass

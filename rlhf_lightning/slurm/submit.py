@@ -1,4 +1,4 @@
-"""Handing jobs to SLURM, by submitit: it writes the batch script and runs our task by srun in each place."""
+"""Handing jobs to SLURM, by submitit: it writes the batch script, which runs our task by srun."""
 
 from __future__ import annotations
 
@@ -101,6 +101,11 @@ def parameters(settings: SlurmConfig, *, name: str, after: Sequence[str] = ()) -
     return {
         **{key: value for key, value in given.items() if value is not None},
         "additional_parameters": more,
-        # since 22.05 srun does not inherit --cpus-per-task; a rank that dies must not leave the others waiting
-        "srun_args": [f"--cpus-per-task={settings.cpus_per_task}", "--kill-on-bad-exit=1"],
+        "srun_args": [
+            # one process, which starts a strategy's others: as its children, or on all nodes by another srun, for
+            # which --overlap leaves the resources
+            *("--nodes=1", "--ntasks=1", "--overlap"),
+            # since 22.05 srun does not take this over from sbatch
+            f"--cpus-per-task={settings.cpus_per_task * settings.tasks_per_node}",
+        ],
     }

@@ -1,7 +1,8 @@
-"""What each task of a job runs: our command in a process of its own, watched until it ends.
+"""What a job runs: our command in a process of its own, watched until it ends.
 
-SLURM's signals reach every process of a job. The command writes its checkpoint and ends with 128 + signal; rank 0 of
-the job then asks SLURM for another go, in which the same command continues the same run.
+There is one of it in a job, on its first node; a strategy's further processes are the command's own affair. SLURM's
+signals reach every process of a job. The command writes its checkpoint and ends with 128 + signal; then the job asks
+SLURM for another go, in which the same command continues the same run.
 """
 
 from __future__ import annotations
@@ -26,32 +27,34 @@ from rlhf_lightning.sweeps.child import FOLDER, announced
 from rlhf_lightning.sweeps.outcome import outcome_of
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-LINGER_S = 600.0
-"""A task that has stopped waits this long to be ended with its job: leaving would end the others before they have
-written their part."""
+LINGER_S = 120.0
+"""A job that is put back is ended by SLURM; leaving by itself before could be taken for its end."""
 ATTEMPTS = 5
 PAUSE_S = 3.0
 
 
 def run_folder(path: str) -> None:
-    """The job of a folder, in each of its tasks. Ends this process with the command's exit code."""
+    """The job of a folder. Ends this process with the command's exit code."""
     folder = JobFolder(Path(path))
-    command = [sys.executable, "-m", "rlhf_lightning"]
-    command += ["--config-dir", str(folder.path), "--config-name", "config"]
-    task = Task(folder, max_requeues=folder.max_requeues)
-    sys.exit(task.run(command))
+    command = folder.record.get("command") or [sys.executable, "-m", "rlhf_lightning"]
+    task = Task(folder, max_requeues=folder.record["max_requeues"])
+    sys.exit(task.run([*command, "--config-dir", str(folder.path), "--config-name", "config"]))
 
 
 class Task:
-    """One task of a job; `rank` is its number among them (SLURM_PROCID)."""
+    """One go of a job."""
 
     def __init__(self, folder: JobFolder | None, *, max_requeues: int) -> None:
         """Without a folder the command prints to this process's output and only the exit code tells how it ended."""
         job = batch_job()
         if job is None:
             raise UserError("SLURM_JOB_ID must be set, got no SLURM job: start this by srun")
+        ranks = os.environ.get("SLURM_NTASKS", "1")
+        if ranks != "1":
+            raise UserError(
+                f"srun must start one of this, which starts the ranks itself: --ntasks must be 1, got {ranks}"
+            )
         self.job: BatchJob = job
-        self.rank = int(os.environ.get("SLURM_PROCID") or 0)
         self.folder, self.max_requeues = folder, max_requeues
         self._signals: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,7 +65,7 @@ class Task:
         for signum in SIGNALS:
             signal.signal(signum, self._on_signal)
         if self.folder is not None:
-            self.folder.begin(self.rank)
+            self.folder.begin()
         if self.job.restarts > self.max_requeues:
             return self._give_up()
         code = self._watch(command)
@@ -77,8 +80,8 @@ class Task:
         with ExitStack() as stack:
             output: IO[bytes] | None = None
             if self.folder is not None:
-                environment[FOLDER] = str(self.folder.place_of(self.rank))
-                output = stack.enter_context(open(self.folder.log(self.rank), "ab"))
+                environment[FOLDER] = str(self.folder.path)
+                output = stack.enter_context(open(self.folder.log, "ab"))
             self._process = subprocess.Popen(
                 command,
                 env=environment,
@@ -99,9 +102,6 @@ class Task:
 
     def _stopped(self, code: int) -> int:
         """The checkpoint is written. Ask for another go, unless SLURM has done so or somebody cancelled the job."""
-        if self.rank > 0:  # the first task speaks for all
-            self._linger()
-            return _exit_code(code)
         for attempt in range(ATTEMPTS):
             try:
                 now = standing(self.job.name)
@@ -144,24 +144,24 @@ class Task:
 
     def _leave(self, state: str, code: int, reason: str | None) -> None:
         if self.folder is not None:
-            run = announced(self.folder.place_of(self.rank))
+            run = announced(self.folder.path)
             now = datetime.now(UTC).isoformat()
             outcome = Outcome(
                 state, code, reason, str(run) if run else None, self.job.restarts, now
             )
-            self.folder.end(self.rank, outcome)
+            self.folder.end(outcome)
 
     def _why(self, code: int) -> str:
         if self.folder is None:
             return f"exit code {code}"
-        run = announced(self.folder.place_of(self.rank))
-        return outcome_of(code, run, self.folder.log(self.rank), ()).reason or f"exit code {code}"
+        run = announced(self.folder.path)
+        return outcome_of(code, run, self.folder.log, ()).reason or f"exit code {code}"
 
     def _say(self, text: str) -> None:
         line = f"rlhf: job {self.job.name}: {text}"
         print(line, file=sys.stderr, flush=True)
         if self.folder is not None:
-            with open(self.folder.log(self.rank), "a", encoding="utf-8") as log:
+            with open(self.folder.log, "a", encoding="utf-8") as log:
                 log.write(f"{line}\n")
 
     def _linger(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from rlhf_lightning.slurm.cluster import NoAnswer, final_state, queued
-from rlhf_lightning.slurm.folder import FAILED, FINISHED, STOPPED, JobFolder, Outcome
+from rlhf_lightning.slurm.folder import FAILED, REQUEUED, JobFolder, Outcome
 
 LOOK_S = 1.0
 """Between looks for what the jobs have left."""
@@ -36,14 +36,9 @@ def wait_for(folders: Sequence[JobFolder]) -> Iterator[tuple[int, Outcome]]:
 
 
 def final(folder: JobFolder) -> Outcome | None:
-    """How a job ended, from what its tasks left; None while it runs, or waits to go on."""
-    outcomes = folder.outcomes()
-    # one that fails takes the others with it: the first says why
-    bad = sorted((o.ended, o) for o in outcomes.values() if o.state in (FAILED, STOPPED))
-    if bad:
-        return bad[0][1]
-    first = outcomes.get(0)
-    return first if first is not None and first.state == FINISHED else None
+    """How a job ended, in its own words; None while it runs, or waits to go on."""
+    outcome = folder.outcome()
+    return None if outcome is None or outcome.state == REQUEUED else outcome
 
 
 class _Queue:
