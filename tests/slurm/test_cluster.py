@@ -47,7 +47,7 @@ def test_four_jobs_run_and_the_one_that_fails_shows_its_own_error(
     done = rlhf(tmp_path, *command, timeout=600)
     assert done.returncode == 1, done.stderr
     (error,) = [line for line in done.stderr.splitlines() if "seed=2" in line]
-    assert "seed=2 experiment=debug: step 1: the loss is nan (job " in error and "log.txt)" in error
+    assert "seed=2: step 1: the loss is nan (job " in error and "log.txt)" in error
     assert done.stderr.splitlines()[-1] == "error: 1 of 4 jobs failed"
     log = Path(error.rpartition("log ")[2].removesuffix(")"))
     assert "the loss is nan" in log.read_text()
@@ -69,12 +69,14 @@ def test_a_warning_and_a_requeue_lose_no_step(cluster: Cluster, tmp_path: Path) 
     outcomes = [ended(folder) for folder in (warned, requeued)]
     assert [(o.state, o.restarts) for o in outcomes] == [("finished", 1), ("finished", 1)]
     for seed, folder in ((1, warned), (2, requeued)):
-        # it began twice, the second time where the signal had stopped it: behind a checkpoint that was due
+        # it began twice, the second time behind a checkpoint
         begins = [line.split()[3] for line in text(folder).splitlines() if "begins" in line]
-        assert len(begins) == 2 and begins[0] == "0" and int(begins[1]) > 10, text(folder)
+        assert len(begins) == 2 and begins[0] == "0" and int(begins[1]) >= 10, text(folder)
         assert weights(tmp_path, seed) == straight(seed)
         assert "waiting for" not in text(folder)  # its own lease was free at once
-    assert "restart 1 of 20" in text(warned) and "SLURM puts this job back" in text(requeued)
+    # the signal itself has made a checkpoint: none was due at this step
+    (begin,) = [line.split()[3] for line in text(warned).splitlines() if "begins" in line][1:]
+    assert int(begin) > 10 and "restart 1 of 20" in text(warned)
 
 
 def test_a_cancelled_job_stays_cancelled_and_the_limit_of_goes_holds(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
+from rlhf_lightning import compose
 from rlhf_lightning.config import PipelineSlurmConfig, SlurmConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.jobs import require_processes
@@ -68,6 +73,24 @@ def test_the_message_has_the_whole_key(tmp_path: Path, override: str, message: s
         rlhf_here(f"outputs={tmp_path}", override)
     assert str(error.value).startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    # nodes, processes and GPUs on each
+    [("slurm", (1, 1, 1)), ("slurm_cpu", (1, 1, 0)), ("slurm_node", (1, 8, 8)), ("slurm_multinode", (4, 8, 8))],
+)  # fmt: skip
+def test_the_presets_are_whole(name: str, expected: tuple[int, int, int]) -> None:
+    compose.register()
+    with initialize_config_dir(config_dir=str(compose.conf_dir()), version_base="1.3"):
+        found = hydra_compose("config", [f"hydra/launcher={name}"], return_hydra_config=True)
+    settings = OmegaConf.to_container(found.hydra.launcher)
+    assert isinstance(settings, dict)
+    assert settings.pop("_target_") == "hydra_plugins.rlhf_slurm_launcher.SlurmLauncher"
+    given = SlurmConfig(**settings)
+    assert (given.nodes, given.tasks_per_node, given.gpus_per_node) == expected
+    # every key is there to be overridden without a +
+    assert set(settings) == {f.name for f in fields(SlurmConfig)}
 
 
 def test_a_stage_alone_is_launched_by_hydra() -> None:
