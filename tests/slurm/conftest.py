@@ -29,8 +29,11 @@ class Cluster:
         """A node dies: crash | hang | daemon."""
         subprocess.run([SCRIPTS / "slurm_kill_node.sh", node, how], check=True, timeout=60)
 
-    def revive(self) -> None:
+    def revive(self, node: str) -> None:
         """Both nodes are there again, empty."""
+        # refused where SLURM has taken it back already
+        command = ["scontrol", "update", f"nodename={node}", "state=resume"]
+        subprocess.run(command, check=False, capture_output=True, timeout=60)
         subprocess.run(
             [SCRIPTS / "slurm_up.sh"], check=True, timeout=200, stdout=subprocess.DEVNULL
         )

@@ -74,13 +74,15 @@ def test_a_run_that_is_preempted_requeued_and_loses_its_node_ends_in_the_same_we
     until_said(folder, "goes on from", 2)
 
     until(lambda: rows(run) >= 25, "25 steps", 900)
-    cluster.kill(node_of(folder), "crash")
+    # frozen and unreachable, like a power cut: SLURM gives it up after a while
+    node = node_of(folder)
+    cluster.kill(node, "hang")
     try:
         outcome = ended(folder)
     finally:
-        cluster.revive()
-    assert outcome.state == "finished" and outcome.restarts == 3, text(folder)
-    assert text(folder).count("goes on from") == 3
+        cluster.revive(node)
+    assert outcome.state == "finished" and outcome.restarts >= 3, text(folder)
+    assert text(folder).count("goes on from") >= 3
     assert weights(run) == weights(straight)
     assert metrics(run) == metrics(straight)
 
@@ -180,8 +182,10 @@ def test_ppo_on_two_nodes_survives_the_loss_of_one(
 
     until(lambda: runs() and rows(runs()[0]) >= 2, "two iterations", 1200)
     slurm("scontrol", "update", f"nodename={cluster.nodes[1]}", "state=down", "reason=test")
-    slurm("scontrol", "update", f"nodename={cluster.nodes[1]}", "state=resume")
-    assert ended(folder).state == "finished", text(folder)
+    try:
+        assert ended(folder).state == "finished", text(folder)
+    finally:
+        cluster.revive(cluster.nodes[1])
     (run,) = runs()
     assert metrics(run) == pytest.approx(metrics(reference), abs=1e-4)
 
