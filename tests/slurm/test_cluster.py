@@ -106,6 +106,7 @@ def submit_chain(outputs: Path, capsys: pytest.CaptureFixture[str], seed: int) -
     """The words of each line that `pipeline.launch=slurm` prints."""
     settings = ["gpus_per_node=0", "cpus_per_task=1", "mem_gb=0.2", "time_min=10"]
     settings += [f"command=[{','.join(FAKE)}]", "stages.ppo.time_min=7"]
+    settings += ["stages.pretrain.extra={hold: true}"]  # until the test has looked
     given = [f"pipeline.slurm.{item}" for item in (*settings, "signal_before_s=30")]
     rlhf_here(f"outputs={outputs}", f"seed={seed}", "pipeline.launch=slurm", *given)
     return [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -133,6 +134,7 @@ def test_stages_wait_for_their_parents_and_fall_with_them(
     again = submit_chain(tmp_path, capsys, seed=7)
     assert [line[2] for line in again] == list(ids.values())
     bad = {line[0]: line[2] for line in submit_chain(tmp_path, capsys, seed=8)}
+    slurm("scontrol", "release", f"{ids['pretrain']},{bad['pretrain']}")
     until(lambda: state_of(bad["pipeline"]) == "CANCELLED", "the last one falls")
     assert state_of(bad["pretrain"]) == "FAILED" and state_of(bad["ppo"]) == "CANCELLED"
     until(lambda: state_of(ids["pipeline"]) == "COMPLETED", "the last one ends")
