@@ -31,14 +31,18 @@ def require_slurm(key: str) -> None:
         raise UserError(f"{key} must be used where SLURM answers, got: {error}") from None
 
 
-def queued(user: int | None = None) -> dict[str, str]:
-    """Id (`12`, `12_3`) → state of a user's jobs that wait or run; ours by default.
+def queued() -> dict[str, str]:
+    """Id (`12`, `12_3`) → state of our jobs that wait or run; one that SLURM holds back has the reason too.
 
     Raises: NoAnswer.
     """
-    uid = str(os.getuid() if user is None else user)
-    text = _ask(["squeue", "--noheader", "--array", f"--user={uid}", "--format=%i|%T"])
-    return dict(line.strip().split("|", maxsplit=1) for line in text.splitlines() if "|" in line)
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"]
+    found: dict[str, str] = {}
+    for line in _ask(command).splitlines():
+        job, state, reason = (*line.strip().split("|", maxsplit=2), "", "")[:3]
+        # a launch that failed, or somebody's hold: it waits until `scontrol release`
+        found[job] = f"{state} ({reason})" if "held" in reason.lower() else state
+    return found
 
 
 def final_state(job: str) -> str | None:

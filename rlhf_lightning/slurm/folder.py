@@ -61,7 +61,7 @@ class JobFolder:
     ) -> None:
         """Write what the job needs, before it is submitted; nothing is left of an earlier job's end."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.begin()
+        self.begin(0)
         write_text(self.path / "config.yaml", config)
         record = {"job_id": None, "name": name, "max_requeues": max_requeues}
         command = list(command) if command else None
@@ -72,14 +72,19 @@ class JobFolder:
         when = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.path / "job.json", self.record | {"job_id": job_id, "submitted": when})
 
-    def begin(self) -> None:
+    def begin(self, restarts: int) -> None:
         """A go begins: what an earlier one left is no longer true."""
+        write_json(self.path / "go.json", {"restarts": restarts})
         for name in ("outcome.json", "run.json"):
             (self.path / name).unlink(missing_ok=True)
 
     def end(self, outcome: Outcome) -> None:
-        """Leave how a go ended. For the job."""
-        write_json(self.path / "outcome.json", asdict(outcome))
+        """Leave how a go ended. For the job.
+
+        A go that SLURM lost sight of may live on beside the next one: its end is nobody's business.
+        """
+        if read_json(self.path / "go.json").get("restarts", 0) <= outcome.restarts:
+            write_json(self.path / "outcome.json", asdict(outcome))
 
     def outcome(self) -> Outcome | None:
         """How the last go ended; None while one is under way."""

@@ -65,7 +65,7 @@ class Task:
         for signum in SIGNALS:
             signal.signal(signum, self._on_signal)
         if self.folder is not None:
-            self.folder.begin()
+            self.folder.begin(self.job.restarts)
         if self.job.restarts > self.max_requeues:
             return self._give_up()
         code = self._watch(command)

@@ -66,7 +66,8 @@ class _Queue:
             state = there.get(self._ids[i])
             self._missing[i] = 0 if state else self._missing[i] + 1
             if state and state != self._states.get(i):
-                log.info("job %s: %s", self._ids[i], state.lower())
+                held = "; `scontrol release` lets it go" if "held" in state.lower() else ""
+                log.info("job %s: %s%s", self._ids[i], state.lower(), held)
                 self._states[i] = state
 
     def lost(self, i: int) -> Outcome | None:

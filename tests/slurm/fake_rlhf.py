@@ -67,6 +67,7 @@ def main(argv: list[str]) -> int:
                 if str(seed) in os.environ.get("FAKE_BAD_SEEDS", "").split():
                     raise RunFailed(f"step {step}: the loss is nan")
                 if step % CHECKPOINT_EVERY == 0 or stop.requested:
+                    run.update()  # not if another process owns it by now
                     write_json(checkpoint, {"step": step, "weights": weights})
                     print(f"checkpoint of step {step}", flush=True)
                 stop.check()

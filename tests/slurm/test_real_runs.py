@@ -74,9 +74,10 @@ def test_a_run_that_is_preempted_requeued_and_loses_its_node_ends_in_the_same_we
     until_said(folder, "goes on from", 2)
 
     until(lambda: rows(run) >= 25, "25 steps", 900)
-    # frozen and unreachable, like a power cut: SLURM gives it up after a while
+    # frozen and unreachable, like a power cut; SLURM would give it up after a while
     node = node_of(folder)
     cluster.kill(node, "hang")
+    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     try:
         outcome = ended(folder)
     finally:
@@ -181,6 +182,8 @@ def test_ppo_on_two_nodes_survives_the_loss_of_one(
         return [r for r in (disturbed / "ppo").iterdir() if _newer(r, pipeline_outputs)]
 
     until(lambda: runs() and rows(runs()[0]) >= 2, "two iterations", 1200)
+    # the node only: set down alone it would be back at once, and refuse the job that it still has
+    cluster.kill(cluster.nodes[1], "hang")
     slurm("scontrol", "update", f"nodename={cluster.nodes[1]}", "state=down", "reason=test")
     try:
         assert ended(folder).state == "finished", text(folder)

@@ -215,6 +215,24 @@ def test_a_job_that_vanishes_is_failed_with_slurms_word_and_a_pause_is_forgiven(
     assert found[0].reason == "the job is gone from the queue and left no word of its own"
 
 
+def test_a_go_that_slurm_lost_sight_of_does_not_speak_for_the_next(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    folder.prepare("", name="x", max_requeues=2, command=None)
+    folder.begin(1)
+    folder.end(Outcome("failed", 1, "another process owns this run now", None, 0, "t"))
+    assert folder.outcome() is None
+    folder.end(Outcome("finished", 0, None, None, 1, "t"))
+    found = folder.outcome()
+    assert found is not None and found.state == "finished"
+
+
+def test_a_job_that_slurm_holds_back_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "7|PENDING|launch failed requeued held\n8_1|RUNNING|None\n9|PENDING|Resources\n"
+    monkeypatch.setattr(cluster, "_ask", lambda command: said)
+    expected = {"7": "PENDING (launch failed requeued held)", "8_1": "RUNNING", "9": "PENDING"}
+    assert cluster.queued() == expected
+
+
 def test_the_same_work_has_the_same_folder_and_other_work_another(tmp_path: Path) -> None:
     one, two = (job_folder(tmp_path, "sft of x", key).path for key in ("a", "b"))
     assert one == job_folder(tmp_path, "sft of x", "a").path and one != two
