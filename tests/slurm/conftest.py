@@ -27,7 +27,7 @@ class Cluster:
 
     def kill(self, node: str, how: str) -> None:
         """A node dies: crash | hang | daemon."""
-        subprocess.run([SCRIPTS / "slurm_kill_node.sh", node, how], check=True, timeout=60)
+        subprocess.run([SCRIPTS / "slurm_kill_node.sh", node, how], check=True, timeout=300)
 
     def revive(self, node: str) -> None:
         """Both nodes are there again, empty."""

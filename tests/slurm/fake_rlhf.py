@@ -43,6 +43,7 @@ def run_of(outputs: Path, seed: int) -> Path:
 def main(argv: list[str]) -> int:
     assert argv[0] == "--config-dir" and argv[2:] == ["--config-name", "config"], argv
     config = yaml.safe_load((Path(argv[1]) / "config.yaml").read_text())
+    restarts = os.environ.get("SLURM_RESTART_COUNT")
     seed, outputs = config["seed"], Path(config["outputs"])
     run_dir = run_of(outputs, seed)
     announce(run_dir)
@@ -64,6 +65,8 @@ def main(argv: list[str]) -> int:
             while step < STEPS:
                 weights, step = chain(weights, step), step + 1
                 time.sleep(STEP_S)
+                while str(step) == os.environ.get("FAKE_WAITS_AT") and not restarts:
+                    time.sleep(STEP_S)
                 if str(seed) in os.environ.get("FAKE_BAD_SEEDS", "").split():
                     raise RunFailed(f"step {step}: the loss is nan")
                 if step % CHECKPOINT_EVERY == 0 or stop.requested:

@@ -47,7 +47,7 @@ def ended(folder: JobFolder) -> Outcome:
     return outcome
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 400) -> None:
+def until(condition: Callable[[], Any], what: str, timeout: float = 1200) -> None:
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, f"never: {what}"

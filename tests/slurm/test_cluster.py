@@ -147,7 +147,9 @@ def test_stages_wait_for_their_parents_and_fall_with_them(
 def test_a_node_that_dies_loses_the_steps_since_the_checkpoint_and_nothing_else(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setenv("FAKE_STEPS", "300")  # half a minute: it must not end before its node does
+    monkeypatch.setenv("FAKE_STEPS", "300")
+    if how == "hang":  # it must not end before its node does
+        monkeypatch.setenv("FAKE_WAITS_AT", "25")
     folder = submitted(tmp_path, "seed=5")
     until_said(folder, "checkpoint of step 20")
     node = node_of(folder)
