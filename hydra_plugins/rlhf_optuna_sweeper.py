@@ -41,6 +41,7 @@ class OptunaSweeper(Sweeper):
         from rlhf_lightning.sweeps.space import space_of
 
         assert self.hydra_context is not None
+        self._refuse_launcher()
         tree = {
             key: OmegaConf.to_container(value, resolve=True)
             if OmegaConf.is_config(value)
@@ -79,6 +80,17 @@ class OptunaSweeper(Sweeper):
         with read_write(config), open_dict(config):
             del config["hydra"]
         return compose.check(config)
+
+    def _refuse_launcher(self) -> None:
+        from rlhf_lightning.errors import UserError
+
+        assert self.config is not None
+        launcher = self.config.hydra.runtime.choices.get("hydra/launcher")
+        if str(launcher).startswith("slurm"):
+            raise UserError(
+                "hydra/launcher must be basic where hydra/sweeper=optuna: its trials are processes of its own, and"
+                f" several jobs that run this command share one study (docs/slurm.md), got {launcher!r}"
+            )
 
     def _file(self) -> str | None:
         assert self.config is not None

@@ -62,6 +62,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         return sweep_report.run(root)
     from rlhf_lightning.pipeline import run_task
 
+    hydra_config = HydraConfig.get()
+    launcher = hydra_config.runtime.choices.get("hydra/launcher")
+    if hydra_config.mode == RunMode.RUN and str(launcher).startswith("slurm"):
+        raise UserError(
+            f"hydra/launcher={launcher} must be used with -m, got a single run, which no launcher starts"
+        )
     overrides = [str(item) for item in HydraConfig.get().overrides.task]
     return run_task(root, overrides=overrides)
 

@@ -70,6 +70,7 @@ def register() -> None:
         schema.evaluate.known,
         schema.reward.rank_by,
         schema.reward_source.parts,
+        schema.pipeline.slurm.stages,
     ):
         OmegaConf.set_struct(node, False)
     # `mix.sources.mine.path=...` first makes an untyped `mine`; to_root types it

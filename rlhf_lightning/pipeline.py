@@ -12,13 +12,13 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.binding import require_logger_packages
 from rlhf_lightning.compose import build, saved_config
-from rlhf_lightning.config import RootConfig
+from rlhf_lightning.config import PipelineConfig, RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.needs import require_records
 from rlhf_lightning.errors import UserError
@@ -58,11 +58,25 @@ WITHOUT_RUN = ("generate", "data")
 """Tasks that leave a file and no run: nothing to own, to continue or to reuse."""
 
 
-def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
-    """Do what `task` says; returns the metrics of its run.
+@dataclass(frozen=True)
+class Prepared:
+    """A command whose config, data, parents and places are checked; nothing is written yet."""
 
-    Raises: UserError before anything is written where the input is bad; RunFailed; Interrupted.
-    """
+    root: RootConfig
+    plans: list[StagePlan]
+    """The stages in the order in which they run; one where the task is one stage."""
+    mixture: Mixture
+
+    @property
+    def path(self) -> Path | None:
+        """The directory of the run that the command is about; None for a task without one."""
+        if self.root.task == "pipeline":
+            return pipeline_path(self.root, self.plans)
+        return None if self.root.task in WITHOUT_RUN else self.plans[0].path
+
+
+def prepare(root: RootConfig) -> Prepared:
+    """Plan what `task` says. Raises: UserError where the input is bad."""
     require_logger_packages(root.logger)
     require_model_folder(root.model, "model.path")
     if root.reward.model is not None:
@@ -72,12 +86,42 @@ def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
     planner = Planner(root, mixture.identity(), folder)
     plans = planner.pipeline() if root.task == "pipeline" else [planner.stage(root.task)]
     plans = [plan if state(plan) == "reused" else _checked(plan, mixture) for plan in plans]
+    return Prepared(root, plans, mixture)
+
+
+def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
+    """Do what `task` says; returns the metrics of its run.
+
+    Raises: UserError before anything is written where the input is bad; RunFailed; Interrupted.
+    """
+    given, root = root.pipeline, replace(root, pipeline=local(root.pipeline))
+    ready = prepare(root)
+    plans, mixture = ready.plans, ready.mixture
+    if given.only is not None:
+        plans = [_only(plans, given.only)]
     if root.dry_run:
         return explain(root, plans, overrides)
+    if given.launch == "slurm":
+        from rlhf_lightning.jobs import submit_pipeline
+
+        submit_pipeline(ready, {_place(plan): plan for plan in plans}, given.slurm)
+        return {}
     with graceful_signals() as stop:
-        if root.task == "pipeline":
+        if root.task == "pipeline" and given.only is None:
             return run_pipeline(root, plans, mixture, stop, overrides)
         return run_alone(plans[0], mixture, stop, overrides)
+
+
+def local(pipeline: PipelineConfig) -> PipelineConfig:
+    """The chain itself, without who runs which part of it: what a run's config says, wherever it was made."""
+    return PipelineConfig(rounds=pipeline.rounds)
+
+
+def _only(plans: Sequence[StagePlan], name: str) -> StagePlan:
+    places = {_place(plan): plan for plan in plans}
+    if name not in places:
+        raise UserError(f"pipeline.only must be one of {', '.join(places)}, got {name!r}")
+    return places[name]
 
 
 def explain(
@@ -112,11 +156,7 @@ def run_alone(
     plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence[str]
 ) -> dict[str, float]:
     """One stage; its parents must be there."""
-    for parent in missing_parents(plan):
-        raise UserError(
-            f"task={plan.task} needs the run of {parent.label} first, got none that is finished at"
-            f" {str(parent.path)!r}; run: {_command(parent, overrides)}"
-        )
+    require_parents(plan, overrides)
     if plan.task in WITHOUT_RUN:
         # their parents are there, so they are artifacts by now
         return importlib.import_module(f"rlhf_lightning.tasks.{plan.task}").run(plan, mixture, stop)
@@ -124,6 +164,15 @@ def run_alone(
     run = run_stage(plan, mixture, stop, overrides)
     _mark_latest(plan.root.outputs, run.path)
     return run.metrics
+
+
+def require_parents(plan: StagePlan, overrides: Sequence[str]) -> None:
+    """Raises: UserError with the command that makes the parent that is missing."""
+    for parent in missing_parents(plan):
+        raise UserError(
+            f"task={plan.task} needs the run of {parent.label} first, got none that is finished at"
+            f" {str(parent.path)!r}; run: {_command(parent, overrides)}"
+        )
 
 
 def _mark_latest(outputs: str, path: Path) -> None:
@@ -223,6 +272,21 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
+def _pipeline_identity(root: RootConfig, plans: Sequence[StagePlan]) -> dict[str, Any]:
+    return {
+        "pipeline": {"rounds": root.pipeline.rounds},
+        "stages": {_place(plan): run_hash(plan.identity) for plan in plans},
+    }
+
+
+def pipeline_path(root: RootConfig, plans: Sequence[StagePlan]) -> Path:
+    """Where the run of the whole chain lies."""
+    if root.run_dir:
+        return Path(root.run_dir)
+    name = run_name(root.model.name, root.mix.name, root.seed)
+    return run_path(root.outputs, "pipeline", name, _pipeline_identity(root, plans))
+
+
 def run_pipeline(
     root: RootConfig,
     plans: Sequence[StagePlan],
@@ -231,14 +295,9 @@ def run_pipeline(
     overrides: Sequence[str],
 ) -> dict[str, float]:
     """All stages in order, each reused where it is finished; then the report."""
-    identity = {
-        "pipeline": {"rounds": root.pipeline.rounds},
-        "stages": {_place(plan): run_hash(plan.identity) for plan in plans},
-    }
+    identity = _pipeline_identity(root, plans)
     name = run_name(root.model.name, root.mix.name, root.seed)
-    path = (
-        Path(root.run_dir) if root.run_dir else run_path(root.outputs, "pipeline", name, identity)
-    )
+    path = pipeline_path(root, plans)
     announce(path)
     with ExitStack() as stack:
         run = stack.enter_context(_claimed(path, "pipeline", name, root, identity, overrides, stop))

@@ -31,6 +31,8 @@ OURS = {
     },  # it reports to the sweep that this run is a trial of
     "sweeps": CORE | {"compose_errors", "runs"},
     "runs": CORE,
+    "slurm": CORE | {"runs", "sweeps.child", "sweeps.outcome"},
+    "jobs": CORE | {"compose", "parents", "pipeline", "plan", "runs", "slurm"},
     "offline_model": CORE,
     "plan": CORE | {"model_identity", "runs"},
     "model_identity": CORE | {"offline_model", "runs"},
@@ -41,7 +43,8 @@ OURS = {
     "tasks/report.py": {"compose.defaults_diff"},
     "tasks/sweep_report.py": {"sweeps"},
     "pipeline": CORE
-    | {"binding", "callbacks.log", "compose", "data", "parents", "plan", "runs", "sweeps", "tasks"},
+    | {"binding", "callbacks.log", "compose", "data", "jobs", "parents", "plan", "runs", "sweeps"}
+    | {"tasks"},
     "signatures": CORE,
     "binding": CORE | {"rewards.functions", "signatures"},
     "compose": CORE | {"binding", "compose_errors", "offline_model"},
@@ -64,6 +67,7 @@ LIGHTNING = {
 LIGHTNING_PARTS = ("callbacks", "strategies")
 NO_TORCH = ("config", "errors", "runs", "plan", "parents", "pipeline", "signatures", "binding")
 NO_TORCH += ("model_identity", "compose", "compose_errors", "__main__", "__init__", "sweeps")
+NO_TORCH += ("jobs", "slurm")
 """Config errors, `dry_run=true` and `task=runs` answer without it."""
 
 

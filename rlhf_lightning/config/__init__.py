@@ -10,7 +10,7 @@ A default here is what a key has where no preset sets it. The presets in conf/ o
 command's own defaults are those presets (sft=default, ppo=default, ...): `rlhf --cfg job` prints what holds.
 
 One file a group of settings: `model`, `mix`, `lora`, `sft`, `reward`, `reward_source`, `ppo`, `evaluate`, `generate`,
-`data`; `root` holds them together.
+`data`, `slurm`; `root` holds them together.
 """
 
 from rlhf_lightning.config.checks import MISSING
@@ -32,6 +32,7 @@ from rlhf_lightning.config.root import (
     cross_check,
 )
 from rlhf_lightning.config.sft import SFTConfig
+from rlhf_lightning.config.slurm import PipelineSlurmConfig, SlurmConfig
 from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 
 __all__ = [
@@ -57,6 +58,8 @@ __all__ = [
     "StrategyConfig",
     "cross_check",
     "SFTConfig",
+    "PipelineSlurmConfig",
+    "SlurmConfig",
     "InitConfig",
     "ScheduleConfig",
 ]

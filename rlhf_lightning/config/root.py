@@ -15,6 +15,7 @@ from rlhf_lightning.config.ppo import PPOConfig
 from rlhf_lightning.config.reward import RewardConfig
 from rlhf_lightning.config.reward_source import RewardSourceConfig
 from rlhf_lightning.config.sft import SFTConfig
+from rlhf_lightning.config.slurm import PipelineSlurmConfig
 from rlhf_lightning.errors import UserError
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
@@ -27,9 +28,19 @@ class PipelineConfig:
 
     rounds: int = 1
     """Collection → reward → PPO, repeated from the current policy. 1: once; [I] collected more than once."""
+    launch: str = "local"
+    """local: one stage after the other in this process; slurm: each stage is a job, which waits for its parents'."""
+    only: str | None = None
+    """One stage of the chain, by its name in the pipeline's directory: `round-1/ppo`; its parents must be there."""
+    slurm: PipelineSlurmConfig = field(default_factory=PipelineSlurmConfig)
+    """launch=slurm: what the jobs get. Group conf/slurm."""
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "pipeline.rounds", ">= 1", self.rounds)
+        launches = ("local", "slurm")
+        require(self.launch in launches, "pipeline.launch", "local or slurm", self.launch)
+        alone = self.only is None or self.launch == "local"
+        require(alone, "pipeline.only", "null where pipeline.launch=slurm", self.only)
 
 
 @dataclass
@@ -142,6 +153,10 @@ def cross_check(root: RootConfig) -> None:
     _check_reward_source(root)
     check_generate(root)
     _check_sweep_report(root)
+    if root.task != "pipeline":
+        given = root.pipeline
+        require(given.launch == "local", "pipeline.launch", "local but in task=pipeline", "slurm")
+        require(given.only is None, "pipeline.only", "null but in task=pipeline", given.only)
     _check_one_process(root.trainer or {})
 
 

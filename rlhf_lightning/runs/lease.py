@@ -2,7 +2,8 @@
 
 The lock is `flufl.lock`'s (a hard link, whose file time is the moment when it expires; a thread
 renews it). Beside it lies `owner.json` for readers. A lock is taken over when it has expired, or at
-once when its process is known to be dead: on this machine, in this process namespace.
+once when its process is known to be dead: on this machine, in this process namespace, or an earlier
+go of the same SLURM job, wherever that ran.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import psutil
 from flufl.lock import AlreadyLockedError, Lock, LockState, NotLockedError, TimeOutError
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.runs.batch_job import batch_job
 from rlhf_lightning.runs.files import read_json, remove_empty, write_json
 from rlhf_lightning.runs.signals import Stop
 
@@ -151,6 +153,9 @@ class Lease:
             return True
         owner = read_json(self.folder / "owner.json")
         if owner.get("claim") == Path(claim).name:
+            job = batch_job()
+            if job is not None and job.follows(owner):
+                return True
             same_machine = owner.get("machine") == machine_id()
             return same_machine and not is_alive(owner["pid"], owner["process_started"])
         return self._lock.state is LockState.stale  # it died before it wrote its name
@@ -189,10 +194,13 @@ class Lease:
                 return False
 
     def _write_owner(self) -> None:
+        job = batch_job()
         owner = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job_id": os.environ.get("SLURM_JOB_ID"),
+            "job_id": job.id if job else None,
+            "job_restarts": job.restarts if job else None,
+            "job_cluster": job.cluster if job else None,
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "heartbeat_s": self._heartbeat_s,
             "lifetime_s": self._lifetime.total_seconds(),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rlhf_lightning.errors import Interrupted
+from rlhf_lightning.runs.batch_job import batch_job
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -35,6 +36,10 @@ class Stop:
         """Note the first signal; a second one raises Interrupted wherever the program is."""
         if self.requested is None:
             self.requested, self._since = signum, time.monotonic()
+            return
+        # a scheduler repeats itself (a warning, TERM as grace begins and as it ends): what it means
+        # to cut short it kills
+        if signum != signal.SIGINT and batch_job() is not None:
             return
         # SLURM warns by USR1 and sends TERM when time is up: the checkpoint between them must not
         # be cut
