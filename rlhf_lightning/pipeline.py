@@ -9,19 +9,22 @@ import importlib
 import logging
 import math
 import shlex
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rlhf_lightning.binding import require_logger_packages
+from rlhf_lightning.binding import require_logger_packages, require_strategy_package
 from rlhf_lightning.compose import build, saved_config
-from rlhf_lightning.config import RootConfig
+from rlhf_lightning.config import RootConfig, process_count
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.needs import require_records
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import Pruned, UserError
+from rlhf_lightning.launch.orders import Orders, Outcome, described
+from rlhf_lightning.launch.parent import Ranks, in_processes
 from rlhf_lightning.parents import artifact, missing_parents, state, with_finished_parents
 from rlhf_lightning.plan import Planner, StagePlan, require_model_folder, stage_name
 from rlhf_lightning.runs import (
@@ -37,19 +40,7 @@ from rlhf_lightning.runs import (
 )
 from rlhf_lightning.sweeps.child import announce
 
-if TYPE_CHECKING:
-    from rlhf_lightning.tasks.job import Job
-
 log = logging.getLogger("rlhf_lightning")
-
-TASK_MODULES = {
-    "pretrain": "sft",
-    "sft": "sft",
-    "reward": "reward",
-    "ppo": "ppo",
-    "evaluate": "evaluate",
-}
-"""Task → module of rlhf_lightning.tasks; imported late, so that a config error answers at once."""
 
 SHOWN_KEYS = 6
 """Settings that `dry_run` names where a run differs from the nearest one."""
@@ -64,6 +55,7 @@ def run_task(root: RootConfig, *, overrides: Sequence[str]) -> dict[str, float]:
     Raises: UserError before anything is written where the input is bad; RunFailed; Interrupted.
     """
     require_logger_packages(root.logger)
+    require_strategy_package(root.strategy)
     require_model_folder(root.model, "model.path")
     if root.reward.model is not None:
         require_model_folder(root.reward.model, "reward.model.path")
@@ -118,12 +110,38 @@ def run_alone(
             f" {str(parent.path)!r}; run: {_command(parent, overrides)}"
         )
     if plan.task in WITHOUT_RUN:
+        if plan.task == "generate" and plan.root.strategy.name != "single":
+            return _generate_in_processes(plan, stop)
         # their parents are there, so they are artifacts by now
         return importlib.import_module(f"rlhf_lightning.tasks.{plan.task}").run(plan, mixture, stop)
     announce(plan.path)
     run = run_stage(plan, mixture, stop, overrides)
     _mark_latest(plan.root.outputs, run.path)
     return run.metrics
+
+
+def _generate_in_processes(plan: StagePlan, stop: Stop) -> dict[str, float]:
+    root = replace(plan.root, task=plan.task)
+    orders = Orders(
+        task=plan.task,
+        round=plan.round,
+        path=str(plan.path),
+        name=plan.name,
+        seed=root.seed,
+        identity={},
+        continued=False,
+        duration_s=0.0,
+        parents=described({role: artifact(plan, role) for role in plan.parents}),
+    )
+    with tempfile.TemporaryDirectory(prefix="rlhf-", dir=_shared_place(root)) as folder:
+        return in_processes(
+            orders, saved_config(root), ranks_of(root), folder=Path(folder) / "p", stop=stop
+        )
+
+
+def _shared_place(root: RootConfig) -> str | None:
+    """Where processes on all nodes can read; None: this machine's temporary files."""
+    return str(Path(root.outputs).absolute()) if ranks_of(root).nodes > 1 else None
 
 
 def _mark_latest(outputs: str, path: Path) -> None:
@@ -160,27 +178,70 @@ def run_stage(plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence
 def _do(
     plan: StagePlan, root: RootConfig, run: Run, mixture: Mixture, stop: Stop
 ) -> dict[str, float]:
-    """The task itself, with its parents verified and its seeds set."""
+    """The task itself, with its parents verified: here, or in processes of its own."""
     start = time.monotonic()
     parents = {role: artifact(plan, role) for role in plan.parents}
-    # everything above answers without torch; from here on weights are loaded
-    from rlhf_lightning.callbacks.log import closing, log_hparams
-    from rlhf_lightning.tasks.job import Job
+    if root.strategy.name == "single":
+        # everything above answers without torch; from here on weights are loaded
+        from rlhf_lightning.tasks.perform import perform
 
-    task = importlib.import_module(f"rlhf_lightning.tasks.{TASK_MODULES[plan.task]}")
-    job: Job = Job(plan.task, plan.round, root, run, parents, mixture, stop, build)
-    job.seed_everything()
-    before = run.duration_s
-    with closing(job.loggers):
-        metrics: dict[str, float] = task.run(job)
-        metrics[f"time/{plan.task}_s"] = before + time.monotonic() - start
-        hparams = {
-            plan.task: asdict(getattr(root, plan.task)),
-            "seed": root.seed,
-            "model": root.model.name,
-        }
-        log_hparams(job.loggers, hparams, metrics)
-    return metrics
+        before = run.duration_s - (time.monotonic() - start)
+        return perform(
+            plan.task, plan.round, root, run, parents, mixture, stop, build, before_s=before
+        )
+    orders = Orders(
+        task=plan.task,
+        round=plan.round,
+        path=str(run.path),
+        name=run.name,
+        seed=run.seed,
+        identity=run.identity,
+        continued=run.continued,
+        duration_s=run.duration_s,
+        parents=described(parents),
+    )
+    folder = run.path / ".processes"
+    try:
+        return in_processes(
+            orders,
+            saved_config(root),
+            ranks_of(root),
+            folder=folder,
+            stop=stop,
+            watch=Watch(run),
+        )
+    except Pruned as error:
+        outcome = Outcome.read(folder, 0)
+        run.prune(str(error), outcome.metrics if outcome else None)
+        raise
+
+
+def ranks_of(root: RootConfig) -> Ranks:
+    """How many processes the settings ask for."""
+    nodes = int((root.trainer or {}).get("num_nodes", 1))
+    return Ranks(process_count(root.trainer) // nodes, nodes)
+
+
+class Watch:
+    """While the processes of a stage work: is the run still ours, and how long has it taken?"""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._checkpoint = self._newest()
+
+    def __call__(self) -> None:
+        """Raises: RunFailed if another process has taken the run over."""
+        self.run.check()
+        newest = self._newest()
+        if newest != self._checkpoint:
+            self._checkpoint = newest
+            self.run.update()
+
+    def _newest(self) -> int:
+        try:
+            return (self.run.checkpoints / "last.ckpt").stat().st_mtime_ns
+        except OSError:
+            return 0
 
 
 @contextmanager
