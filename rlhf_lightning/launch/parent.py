@@ -19,6 +19,7 @@ from rlhf_lightning.runs import Stop
 from rlhf_lightning.runs.files import write_text
 
 POLL_S = 0.1
+COMMAND = (sys.executable, "-m", "rlhf_lightning.launch.rank")
 GRACE_S = 10.0
 """How long the others have, when one process has ended, to end by themselves: after a signal all do."""
 
@@ -83,7 +84,7 @@ def start(folder: Path, ranks: Ranks) -> list[Started]:
 
     Raises: UserError for several nodes outside of a SLURM job.
     """
-    command = [sys.executable, "-m", "rlhf_lightning.launch.rank", str(folder.resolve())]
+    command = [*COMMAND, str(folder.resolve())]
     if ranks.nodes > 1:
         return [_under_srun(command, ranks)]
     return [_child(command, folder, rank, ranks) for rank in range(ranks.count)]

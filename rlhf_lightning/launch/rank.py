@@ -80,11 +80,9 @@ def main() -> None:
     run = RankRun(orders)
     _log_to_console(rank, run)
     try:
-        with graceful_signals() as stop:
+        with graceful_signals(AgreedStop()) as stop:
             _join(folder, root, rank, count)
-            agreed = AgreedStop()
-            agreed.__dict__ = stop.__dict__  # one state: the handlers fill it
-            outcome = Outcome("finished", metrics=_do(orders, root, run, agreed))
+            outcome = Outcome("finished", metrics=_do(orders, root, run, stop))
             wait_for_all()
     except BaseException as error:
         outcome = Outcome.of(error)

@@ -19,6 +19,7 @@ from rlhf_lightning.batches import ComparisonBatch
 from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.functional.losses import kwise_loss
+from rlhf_lightning.models.loading import numbers_of
 from rlhf_lightning.models.shared_prompt import comparison_scores
 from rlhf_lightning.processes import all_sum, gather, piece_size, shares
 from rlhf_lightning.stages.updates import (
@@ -60,7 +61,7 @@ class RewardModule(LightningModule):
     @property
     def trained_parameters(self) -> int:
         """Numbers that the optimizer changes."""
-        return sum(p.numel() for p in trained(self.model))
+        return sum(numbers_of(p) for p in trained(self.model))
 
     def on_train_start(self) -> None:
         self.model.train()

@@ -20,7 +20,7 @@ from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import SFTConfig
 from rlhf_lightning.functional.losses import causal_lm_loss
 from rlhf_lightning.models.forward import packed_logits
-from rlhf_lightning.models.loading import set_dropout
+from rlhf_lightning.models.loading import numbers_of, set_dropout
 from rlhf_lightning.processes import all_sum, piece_size, shares
 from rlhf_lightning.stages.updates import (
     LearningRate,
@@ -64,7 +64,7 @@ class SFTModule(LightningModule):
     @property
     def trained_parameters(self) -> int:
         """Numbers that the optimizer changes."""
-        return sum(p.numel() for p in trained(self.model))
+        return sum(numbers_of(p) for p in trained(self.model))
 
     def on_train_start(self) -> None:
         if set_dropout(self.model, self.hp.dropout) == 0 and self.hp.dropout > 0:

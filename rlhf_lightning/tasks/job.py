@@ -29,7 +29,7 @@ from rlhf_lightning.models.adapters import (
     save_adapter,
 )
 from rlhf_lightning.models.loading import load_tokenizer, parameters_of, save
-from rlhf_lightning.processes import is_first, wait_for_all, world_size
+from rlhf_lightning.processes import is_first, rank, wait_for_all, world_size
 from rlhf_lightning.runs import Artifact, Run, Stop, new_artifact
 from rlhf_lightning.strategies.weights import whole_in_first
 
@@ -57,8 +57,8 @@ class Job:
         return seed_of(self.root.seed, self.task, self.round, purpose)
 
     def seed_everything(self) -> None:
-        """Python's, numpy's and torch's global generators."""
-        seed = self.seed("global")
+        """Python's, numpy's and torch's global generators; each process has its own (dropout draws from them)."""
+        seed = self.seed(f"global of process {rank()}" if rank() else "global")
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - other people's code draws from it
         torch.manual_seed(seed)
