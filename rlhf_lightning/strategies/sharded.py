@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rlhf_lightning.processes import all_sum, rank
+from rlhf_lightning.processes import all_sum, rank, world_size
 from rlhf_lightning.strategies.data_parallel import DataParallel
 from rlhf_lightning.strategies.sharding import load_local_state, local, local_state, shard_all
 
@@ -86,6 +86,10 @@ class Sharded(PartsOnDisk):
 
     def teardown(self) -> None:
         """Nothing moves: parts lie where their processes compute."""
+
+    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # fully_shard takes the mean over processes; losses are divided by the counts of the global batch
+        return super().backward(closure_loss * world_size(), *args, **kwargs)
 
     def clip_and_step(
         self, optimizer: Any, parameters: Iterable[nn.Parameter], limit: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,14 +52,15 @@ def _inside_another(part: PreTrainedModel, module: nn.Module) -> bool:
 
 
 def _shard_model(model: PreTrainedModel, options: dict[str, Any]) -> None:
-    if isinstance(model, FSDPModule):
+    head = getattr(model, "score", None)
+    scorer = isinstance(head, nn.Module)
+    if isinstance(backbone(model) if scorer else model, FSDPModule):
         return
     # None in some architectures: then it is one group, gathered whole
     layers = set(getattr(model, "_no_split_modules", None) or ())
     for part in list(model.modules()):
         if type(part).__name__ in layers:
             _shard(part, options)
-    head = getattr(model, "score", None)
     if isinstance(head, nn.Module):  # a scorer is called in two parts: its backbone, then its head
         _shard(backbone(model), options)
         _shard(head, options)
@@ -77,8 +78,6 @@ def _shard_model(model: PreTrainedModel, options: dict[str, Any]) -> None:
 def _shard(module: nn.Module, options: dict[str, Any]) -> None:
     # resharded always: weights that stay gathered in a rollout would be old ones after the next change
     fully_shard(module, reshard_after_forward=True, **options)
-    # a loss is divided by the counts of the global batch: gradients add up
-    cast("Any", module).set_gradient_divide_factor(1.0)
 
 
 def gathered(parameter: Tensor, *, keep: bool) -> Tensor:
