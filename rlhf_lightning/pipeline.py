@@ -9,7 +9,6 @@ import importlib
 import logging
 import math
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,12 +18,11 @@ from typing import Any
 
 from rlhf_lightning.binding import require_logger_packages, require_strategy_package
 from rlhf_lightning.compose import build, saved_config
-from rlhf_lightning.config import RootConfig, process_count
+from rlhf_lightning.config import RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.needs import require_records
-from rlhf_lightning.errors import Pruned, UserError
-from rlhf_lightning.launch.orders import Orders, Outcome, described
-from rlhf_lightning.launch.parent import Ranks, in_processes
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.launch.stage import generate_in_processes, stage_in_processes
 from rlhf_lightning.parents import artifact, missing_parents, state, with_finished_parents
 from rlhf_lightning.plan import Planner, StagePlan, require_model_folder, stage_name
 from rlhf_lightning.runs import (
@@ -111,37 +109,15 @@ def run_alone(
         )
     if plan.task in WITHOUT_RUN:
         if plan.task == "generate" and plan.root.strategy.name != "single":
-            return _generate_in_processes(plan, stop)
+            parents = {role: artifact(plan, role) for role in plan.parents}
+            config = saved_config(replace(plan.root, task=plan.task))
+            return generate_in_processes(plan, parents, config_yaml=config, stop=stop)
         # their parents are there, so they are artifacts by now
         return importlib.import_module(f"rlhf_lightning.tasks.{plan.task}").run(plan, mixture, stop)
     announce(plan.path)
     run = run_stage(plan, mixture, stop, overrides)
     _mark_latest(plan.root.outputs, run.path)
     return run.metrics
-
-
-def _generate_in_processes(plan: StagePlan, stop: Stop) -> dict[str, float]:
-    root = replace(plan.root, task=plan.task)
-    orders = Orders(
-        task=plan.task,
-        round=plan.round,
-        path=str(plan.path),
-        name=plan.name,
-        seed=root.seed,
-        identity={},
-        continued=False,
-        duration_s=0.0,
-        parents=described({role: artifact(plan, role) for role in plan.parents}),
-    )
-    with tempfile.TemporaryDirectory(prefix="rlhf-", dir=_shared_place(root)) as folder:
-        return in_processes(
-            orders, saved_config(root), ranks_of(root), folder=Path(folder) / "p", stop=stop
-        )
-
-
-def _shared_place(root: RootConfig) -> str | None:
-    """Where processes on all nodes can read; None: this machine's temporary files."""
-    return str(Path(root.outputs).absolute()) if ranks_of(root).nodes > 1 else None
 
 
 def _mark_latest(outputs: str, path: Path) -> None:
@@ -189,59 +165,7 @@ def _do(
         return perform(
             plan.task, plan.round, root, run, parents, mixture, stop, build, before_s=before
         )
-    orders = Orders(
-        task=plan.task,
-        round=plan.round,
-        path=str(run.path),
-        name=run.name,
-        seed=run.seed,
-        identity=run.identity,
-        continued=run.continued,
-        duration_s=run.duration_s,
-        parents=described(parents),
-    )
-    folder = run.path / ".processes"
-    try:
-        return in_processes(
-            orders,
-            saved_config(root),
-            ranks_of(root),
-            folder=folder,
-            stop=stop,
-            watch=Watch(run),
-        )
-    except Pruned as error:
-        outcome = Outcome.read(folder, 0)
-        run.prune(str(error), outcome.metrics if outcome else None)
-        raise
-
-
-def ranks_of(root: RootConfig) -> Ranks:
-    """How many processes the settings ask for."""
-    nodes = int((root.trainer or {}).get("num_nodes", 1))
-    return Ranks(process_count(root.trainer) // nodes, nodes)
-
-
-class Watch:
-    """While the processes of a stage work: is the run still ours, and how long has it taken?"""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._checkpoint = self._newest()
-
-    def __call__(self) -> None:
-        """Raises: RunFailed if another process has taken the run over."""
-        self.run.check()
-        newest = self._newest()
-        if newest != self._checkpoint:
-            self._checkpoint = newest
-            self.run.update()
-
-    def _newest(self) -> int:
-        try:
-            return (self.run.checkpoints / "last.ckpt").stat().st_mtime_ns
-        except OSError:
-            return 0
+    return stage_in_processes(plan, root, run, parents, config_yaml=saved_config(root), stop=stop)
 
 
 @contextmanager

@@ -43,9 +43,9 @@ OURS = {
     "tasks/report.py": {"compose.defaults_diff"},
     "pipeline": CORE
     | {"binding", "compose", "data", "launch", "parents", "plan", "runs", "sweeps", "tasks"},
-    "launch": CORE | {"runs"},
+    "launch": CORE | {"plan", "runs"},
     # what a process of a stage runs: it has no command line, so it reads the config and does the task itself
-    "launch/rank.py": {"compose", "data", "plan", "processes", "tasks"},
+    "launch/rank.py": {"compose", "data", "processes", "tasks"},
     "signatures": CORE,
     "binding": CORE | {"rewards.functions", "signatures"},
     "compose": CORE | {"binding", "compose_errors", "offline_model"},

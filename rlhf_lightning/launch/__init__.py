@@ -3,8 +3,3 @@
 The parent plans, owns the run and reports; the processes get what it knows as files (`orders`) and never see the
 command line. So a stage is the same whether a terminal, a sweep or a scheduler has started its command.
 """
-
-from rlhf_lightning.launch.orders import Orders
-from rlhf_lightning.launch.parent import in_processes
-
-__all__ = ["Orders", "in_processes"]
