@@ -19,6 +19,8 @@ from rlhf_lightning.runs import Stop
 from rlhf_lightning.runs.files import write_text
 
 POLL_S = 0.1
+PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that say which process one is: what this one may have inherited is not meant for its own processes."""
 COMMAND = (sys.executable, "-m", "rlhf_lightning.launch.rank")
 GRACE_S = 10.0
 """How long the others have, when one process has ended, to end by themselves: after a signal all do."""
@@ -94,13 +96,12 @@ def _child(command: list[str], folder: Path, rank: int, ranks: Ranks) -> Started
     threads = str(max((os.cpu_count() or 1) // ranks.devices, 1))
     environment = {
         "OMP_NUM_THREADS": threads,
-        **os.environ,
+        **_inherited(),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks.count),
         "LOCAL_WORLD_SIZE": str(ranks.devices),
     }
-    environment.pop("HYDRA_FULL_ERROR", None)
     # one voice on the console; the others' is beside the orders
     with open(folder / f"rank-{rank}.txt", "ab") as output:
         process = subprocess.Popen(
@@ -121,12 +122,16 @@ def _under_srun(command: list[str], ranks: Ranks) -> Started:
     port = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
     sizes = [f"--nodes={ranks.nodes}", f"--ntasks={ranks.count}"]
     process = subprocess.Popen(
-        ["srun", "--kill-on-bad-exit=0", *sizes, f"--ntasks-per-node={ranks.devices}", *command],
-        env={**os.environ, "MASTER_ADDR": first, "MASTER_PORT": port},
+        ["srun", "--kill-on-bad-exit=1", *sizes, f"--ntasks-per-node={ranks.devices}", *command],
+        env={**_inherited(), "MASTER_ADDR": first, "MASTER_PORT": port},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
     return Started(list(range(ranks.count)), process)
+
+
+def _inherited() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in (*PLACES, "HYDRA_FULL_ERROR")}
 
 
 def _first_host(nodes: str) -> str:

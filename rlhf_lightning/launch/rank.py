@@ -139,7 +139,7 @@ def _join(folder: Path, root: RootConfig, rank: int, count: int) -> None:
     # numbers of the host go by gloo, also where the weights' go by NCCL
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # a file needs no port; over several nodes srun's job has one
-    address = "env://" if "MASTER_ADDR" in os.environ and "SLURM_PROCID" in os.environ else None
+    address = "env://" if "MASTER_ADDR" in os.environ else None
     torch.distributed.init_process_group(
         backend,
         init_method=address or f"file://{folder / 'meeting'}",

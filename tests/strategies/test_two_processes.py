@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,12 +39,12 @@ def furthest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
 def test_two_processes_train_as_one_does_and_go_on_where_they_stopped(
-    name: str, stage: str, folder: Path, tmp_path: Path
+    name: str, stage: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name.startswith("deepspeed"):
         if find_spec("deepspeed") is None:
             pytest.skip("deepspeed is not installed")
-        os.environ["DS_ACCELERATOR"] = "cpu"
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     strategy = StrategyConfig(name=name)
     ranks = in_ranks(lambda place: straight_and_resumed(stage, strategy, place), tmp_path)
     straight, resumed = ranks[0]["straight"], ranks[0]["resumed"]
