@@ -102,7 +102,9 @@ class ZeRO(PartsOnDisk):
 
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         zero = self.zero
-        zero.clear_backward_seen_flag()  # what the engine does where each backward has a forward of its own
+        # what the engine does where each backward pass has a forward pass of the whole module before it
+        zero.clear_backward_seen_flag()
+        zero.set_gradient_accumulation_boundary(False)  # `step` is the boundary
         if self.stage == 3:
             # always added to buffers that are cleared after each step: a weight that the step's first backward pass
             # does not reach would else keep what it had in the step before

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rlhf_lightning.callbacks.checkpointing import find_checkpoint, save_checkpoint
-from rlhf_lightning.config import RewardConfig, ScheduleConfig, SFTConfig, StrategyConfig
+from rlhf_lightning.config import PTXConfig, RewardConfig, ScheduleConfig, SFTConfig, StrategyConfig
 from rlhf_lightning.data.collate import pack
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.data.loader import BatchLoader, ResumableLoader
@@ -42,6 +42,7 @@ def module(stage: str, **changes: Any) -> LightningModule:
 
     settings = {"iterations": STEPS["ppo"], "minibatch_size": 8, "micro_batch_size": 3}
     settings |= {"rollout_batch_size": 3, "normalize_scores": True, "ratio_tolerance": 1e-3}
+    settings |= {"ptx": PTXConfig(coef=0.5)}
     return ppo_of.module(replace(ppo_of.HP, **(settings | changes)), optimizer=ADAM)
 
 
