@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
-from rlhf_lightning.config import STAGES
+from rlhf_lightning.config import STAGES, StrategyConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards.functions import load_function
 from rlhf_lightning.signatures import (
@@ -91,6 +91,15 @@ def require_logger_packages(loggers: Mapping[str, Any] | None) -> None:
             raise UserError(
                 f"logger.{key} must have its package installed, got no module named {package!r}"
             )
+
+
+def require_strategy_package(strategy: StrategyConfig) -> None:
+    """Raises: UserError if the package that a strategy needs is not installed."""
+    if strategy.name.startswith("deepspeed") and find_spec("deepspeed") is None:
+        raise UserError(
+            f"strategy={strategy.name} must have its package installed, got no module named 'deepspeed':"
+            " pip install 'rlhf-lightning[deepspeed]'"
+        )
 
 
 def bind(target: str, keys: dict[str, Any], where: str) -> None:

@@ -14,14 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rlhf_lightning.binding import require_logger_packages
+from rlhf_lightning.binding import require_logger_packages, require_strategy_package
 from rlhf_lightning.compose import build, saved_config
 from rlhf_lightning.config import PipelineConfig, RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.needs import require_records
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.launch.stage import generate_in_processes, stage_in_processes
 from rlhf_lightning.parents import artifact, missing_parents, state, with_finished_parents
 from rlhf_lightning.plan import Planner, StagePlan, require_model_folder, stage_name
 from rlhf_lightning.runs import (
@@ -37,19 +38,7 @@ from rlhf_lightning.runs import (
 )
 from rlhf_lightning.sweeps.child import announce
 
-if TYPE_CHECKING:
-    from rlhf_lightning.tasks.job import Job
-
 log = logging.getLogger("rlhf_lightning")
-
-TASK_MODULES = {
-    "pretrain": "sft",
-    "sft": "sft",
-    "reward": "reward",
-    "ppo": "ppo",
-    "evaluate": "evaluate",
-}
-"""Task → module of rlhf_lightning.tasks; imported late, so that a config error answers at once."""
 
 SHOWN_KEYS = 6
 """Settings that `dry_run` names where a run differs from the nearest one."""
@@ -78,6 +67,7 @@ class Prepared:
 def prepare(root: RootConfig) -> Prepared:
     """Plan what `task` says. Raises: UserError where the input is bad."""
     require_logger_packages(root.logger)
+    require_strategy_package(root.strategy)
     require_model_folder(root.model, "model.path")
     if root.reward.model is not None:
         require_model_folder(root.reward.model, "reward.model.path")
@@ -158,6 +148,10 @@ def run_alone(
     """One stage; its parents must be there."""
     require_parents(plan, overrides)
     if plan.task in WITHOUT_RUN:
+        if plan.task == "generate" and plan.root.strategy.name != "single":
+            parents = {role: artifact(plan, role) for role in plan.parents}
+            config = saved_config(replace(plan.root, task=plan.task))
+            return generate_in_processes(plan, parents, config_yaml=config, stop=stop)
         # their parents are there, so they are artifacts by now
         return importlib.import_module(f"rlhf_lightning.tasks.{plan.task}").run(plan, mixture, stop)
     announce(plan.path)
@@ -209,27 +203,18 @@ def run_stage(plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence
 def _do(
     plan: StagePlan, root: RootConfig, run: Run, mixture: Mixture, stop: Stop
 ) -> dict[str, float]:
-    """The task itself, with its parents verified and its seeds set."""
+    """The task itself, with its parents verified: here, or in processes of its own."""
     start = time.monotonic()
     parents = {role: artifact(plan, role) for role in plan.parents}
-    # everything above answers without torch; from here on weights are loaded
-    from rlhf_lightning.callbacks.log import closing, log_hparams
-    from rlhf_lightning.tasks.job import Job
+    if root.strategy.name == "single":
+        # everything above answers without torch; from here on weights are loaded
+        from rlhf_lightning.tasks.perform import perform
 
-    task = importlib.import_module(f"rlhf_lightning.tasks.{TASK_MODULES[plan.task]}")
-    job: Job = Job(plan.task, plan.round, root, run, parents, mixture, stop, build)
-    job.seed_everything()
-    before = run.duration_s
-    with closing(job.loggers):
-        metrics: dict[str, float] = task.run(job)
-        metrics[f"time/{plan.task}_s"] = before + time.monotonic() - start
-        hparams = {
-            plan.task: asdict(getattr(root, plan.task)),
-            "seed": root.seed,
-            "model": root.model.name,
-        }
-        log_hparams(job.loggers, hparams, metrics)
-    return metrics
+        before = run.duration_s - (time.monotonic() - start)
+        return perform(
+            plan.task, plan.round, root, run, parents, mixture, stop, build, before_s=before
+        )
+    return stage_in_processes(plan, root, run, parents, config_yaml=saved_config(root), stop=stop)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.config import ModelConfig, RewardPartConfig, RootConfig
+from rlhf_lightning.config import ModelConfig, RewardPartConfig, RootConfig, process_count
 from rlhf_lightning.config.reward_source import role_of
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.model_identity import model_identity, parts_identity, require_local_folder
@@ -258,7 +258,7 @@ class Planner:
             "data": self.data_identity,
             "seed": root.seed,
             "precision": (root.trainer or {}).get("precision", "32-true"),
-            "world_size": 1,
+            "world_size": process_count(root.trainer),
             "parents": {role: parent_hash(parent) for role, parent in sorted(parents.items())},
         }
         if task in ("reward", "evaluate"):  # these choose their prompts by PPO's limit

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 import signal
 import threading
 import zipfile
@@ -15,9 +17,12 @@ import lightning.pytorch as pl
 from rlhf_lightning.callbacks.log import drop_after
 from rlhf_lightning.callbacks.random_state import random_state, set_random_state
 from rlhf_lightning.errors import Interrupted
+from rlhf_lightning.processes import gather, largest, rank, wait_for_all, world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LAST, PREVIOUS, PART = "last.ckpt", "previous.ckpt", "part.ckpt"
+FILES = "files.json"
+"""In a checkpoint that is a folder: name → size of every file."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,15 +94,25 @@ class Checkpointing(pl.Callback):
             self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": self._batches, "logged": self._logged, "random": random_state()}
+        # every process has random states of its own; the one that is alone has no list
+        states = {"random_of": gather(random_state())} if world_size() > 1 else {}
+        return {
+            "batches": self._batches,
+            "logged": self._logged,
+            "random": random_state(),
+            **states,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._batches = state_dict["batches"]
         self._logged = state_dict["logged"]
-        self._restored = state_dict["random"]
+        others = state_dict.get("random_of", [])
+        own = len(others) == world_size() > 1
+        self._restored = others[rank()] if own else state_dict["random"]
 
     def _requested(self) -> int | None:
-        return None if self.stop is None else self.stop.requested
+        # all processes obey at the same step: each asks equally often
+        return largest((self.stop and self.stop.requested) or 0) or None
 
     def _take_signals_back(self) -> None:
         # Lightning has put handlers of its own in front since on_fit_start: its SIGTERM leaves a validation half-way
@@ -119,17 +134,41 @@ class Checkpointing(pl.Callback):
 
 def save_checkpoint(trainer: pl.Trainer, folder: Path) -> Path:
     """Write `folder/last.ckpt` by way of a temporary name; the one before it stays as previous.ckpt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    last, part = folder / LAST, folder / PART
-    trainer.save_checkpoint(part)
+    last, part, previous = folder / LAST, folder / PART, folder / PREVIOUS
     if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove(part)  # what a kill has left
+    wait_for_all()
+    trainer.save_checkpoint(part)
+    wait_for_all()
+    if trainer.is_global_zero:
+        if part.is_dir():
+            _close(part)
         _sync(part)
         if last.exists():
-            os.replace(last, folder / PREVIOUS)
+            _remove(previous)
+            os.replace(last, previous)
         os.replace(part, last)
         _sync(folder)
     trainer.strategy.barrier("checkpoint renamed")
     return last
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _close(folder: Path) -> None:
+    """Say which files a checkpoint of several processes has, once they are on disk."""
+    sizes = {}
+    for file in sorted(folder.iterdir()):
+        _sync(file)
+        sizes[file.name] = file.stat().st_size
+    (folder / FILES).write_text(json.dumps(sizes), encoding="utf-8")
+    _sync(folder / FILES)
 
 
 def find_checkpoint(folder: Path | str) -> Path | None:
@@ -144,6 +183,17 @@ def find_checkpoint(folder: Path | str) -> Path | None:
 
 
 def _is_whole(path: Path) -> bool:
+    if path.is_dir():
+        try:
+            sizes: dict[str, int] = json.loads((path / FILES).read_text("utf-8"))
+        except (OSError, ValueError):
+            return False
+        there = {name: (path / name).stat().st_size for name in sizes if (path / name).is_file()}
+        return bool(sizes) and there == sizes and all(_is_zip(path / name) for name in sizes)
+    return _is_zip(path)
+
+
+def _is_zip(path: Path) -> bool:
     # torch writes a zip with a CRC for each member: reading them all costs less than loading.
     try:
         with zipfile.ZipFile(path) as archive:

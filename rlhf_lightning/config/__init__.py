@@ -28,11 +28,11 @@ from rlhf_lightning.config.root import (
     TASKS,
     PipelineConfig,
     RootConfig,
-    StrategyConfig,
     cross_check,
 )
 from rlhf_lightning.config.sft import SFTConfig
 from rlhf_lightning.config.slurm import PipelineSlurmConfig, SlurmConfig
+from rlhf_lightning.config.strategy import StrategyConfig, process_count
 from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "RootConfig",
     "StrategyConfig",
     "cross_check",
+    "process_count",
     "SFTConfig",
     "PipelineSlurmConfig",
     "SlurmConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from rlhf_lightning.config.checks import MISSING, require
 from rlhf_lightning.config.data import DataConfig
@@ -16,6 +16,12 @@ from rlhf_lightning.config.reward import RewardConfig
 from rlhf_lightning.config.reward_source import RewardSourceConfig
 from rlhf_lightning.config.sft import SFTConfig
 from rlhf_lightning.config.slurm import PipelineSlurmConfig
+from rlhf_lightning.config.strategy import (
+    StrategyConfig,
+    check_global_batches,
+    check_processes,
+    process_count,
+)
 from rlhf_lightning.errors import UserError
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
@@ -41,17 +47,6 @@ class PipelineConfig:
         require(self.launch in launches, "pipeline.launch", "local or slurm", self.launch)
         alone = self.only is None or self.launch == "local"
         require(alone, "pipeline.only", "null where pipeline.launch=slurm", self.only)
-
-
-@dataclass
-class StrategyConfig:
-    """How a model is spread over processes."""
-
-    name: str = "single"
-    """single (this version runs one process)."""
-
-    def __post_init__(self) -> None:
-        require(self.name == "single", "strategy.name", "single", self.name)
 
 
 @dataclass
@@ -99,7 +94,7 @@ class RootConfig:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     """task=pipeline: how often."""
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
-    """Group conf/strategy; single is the only option."""
+    """Group conf/strategy: how models are spread over processes; single."""
     trainer: Any = None
     """Keys of lightning.pytorch.Trainer: where and how, never how long."""
     logger: Any = None
@@ -157,7 +152,9 @@ def cross_check(root: RootConfig) -> None:
         given = root.pipeline
         require(given.launch == "local", "pipeline.launch", "local but in task=pipeline", "slurm")
         require(given.only is None, "pipeline.only", "null but in task=pipeline", given.only)
-    _check_one_process(root.trainer or {})
+    check_processes(root.strategy, root.trainer or {})
+    _check_zero3(root)
+    check_global_batches(process_count(root.trainer), _global_batches(root))
 
 
 def _check_sweep_report(root: RootConfig) -> None:
@@ -185,19 +182,24 @@ def _check_reward_source(root: RootConfig) -> None:
     require(alone, "reward_source.member", "0 but in task=reward", root.reward_source.member)
 
 
-def _check_one_process(trainer: dict[str, Any]) -> None:
-    """Keys of the Trainer that Lightning would take and this version cannot follow."""
-    precision = trainer.get("precision", "32-true")
-    require(
-        precision in (32, "32", "32-true", "bf16-mixed"),
-        "trainer.precision",
-        "32-true or bf16-mixed (model.dtype says what the weights are)",
-        precision,
-    )
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    one = str(devices) == "1" or (
-        isinstance(devices, list) and len(cast("list[Any]", devices)) == 1
-    )
-    allowed = "1, or a list of one device, where strategy=single"
-    require(one, "trainer.devices", allowed, trainer.get("devices"))
-    require(nodes == 1, "trainer.num_nodes", "1 where strategy=single", nodes)
+def _check_zero3(root: RootConfig) -> None:
+    """What copies weights of the policy as they are has no whole ones to copy under ZeRO-3."""
+    if root.strategy.name == "deepspeed_zero3":
+        rule = "null where strategy=deepspeed_zero3 (fsdp2 spreads weights too, and has it)"
+        ppo = root.ppo
+        require(ppo.ema_decay is None, "ppo.ema_decay", rule, ppo.ema_decay)
+        refresh = ppo.reference_refresh_every
+        require(refresh is None, "ppo.reference_refresh_every", rule, refresh)
+
+
+def _global_batches(root: RootConfig) -> dict[str, int]:
+    """Key → size of what is shared among processes."""
+    sizes = {
+        f"{stage}.global_batch_size": getattr(root, stage).global_batch_size
+        for stage in ("pretrain", "sft", "reward")
+    }
+    ppo = root.ppo
+    return sizes | {
+        "ppo.episodes_per_iteration": ppo.episodes_per_iteration,
+        "ppo.minibatch_size": ppo.minibatch_size,
+    }

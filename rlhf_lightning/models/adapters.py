@@ -39,6 +39,15 @@ def backbone(model: nn.Module) -> nn.Module:
     return getattr(model, model.base_model_prefix)  # type: ignore[arg-type]
 
 
+BACKBONE_CALL = "call_backbone"
+"""Name of the method by which a model that is spread over processes runs its backbone."""
+
+
+def run_backbone(model: nn.Module, **inputs: Any) -> Any:
+    """The outputs of the model without its head."""
+    return getattr(model, BACKBONE_CALL, backbone(model))(**inputs)
+
+
 def add_adapter(model: PreTrainedModel, lora: LoRAConfig, name: str, *, seed: int) -> None:
     """Put a new adapter on the backbone: trainable, without effect yet (B = 0), in use if it is the first.
 
@@ -268,7 +277,7 @@ class TrunkScorer(nn.Module):
     def hidden_states(self, **inputs: Any) -> Tensor:
         """Last hidden states (B, T, d) of the backbone."""
         with using(self.trunk, self.adapter):
-            return backbone(self.trunk)(**inputs, use_cache=False).last_hidden_state
+            return run_backbone(self.trunk, **inputs, use_cache=False).last_hidden_state
 
 
 def in_use(model: nn.Module) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.batches import PromptBatch, TensorBatch
 from rlhf_lightning.models.forward import columns, inputs_for
+from rlhf_lightning.processes import is_sharded, largest
 
 COMPACT_BELOW = 0.8
 """The batch is compacted when fewer than this share of its rows still speak; copying the cache costs too."""
@@ -41,16 +42,23 @@ def sample(
     temperature: float,
     eos_id: int,
     pad_id: int,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
 ) -> Responses:
     """Sample one response for each prompt from softmax(logits / temperature); no top-k, no top-p.
 
     Temperature 0 takes the likeliest token (greedy) and gives its log-probability at temperature 1.
 
-    `generator` lives on the CPU whatever the device, so that samples do not depend on it.
+    `generator` lives on the CPU whatever the device, so that samples do not depend on it; or `uniforms`
+    (B, max_new_tokens) are what it would have drawn. A model that is spread over processes decodes until all of them
+    have ended: each step is one that all take.
     """
     device, rows = prompts.ids.device, len(prompts.ids)
-    uniforms = torch.rand(rows, max_new_tokens, generator=generator).to(device)
+    if uniforms is None:
+        assert generator is not None
+        uniforms = draw_uniforms(rows, max_new_tokens, generator)
+    uniforms = uniforms.to(device)
+    together = is_sharded(model)
     ids = torch.full((rows, max_new_tokens), pad_id, device=device)
     logprobs = torch.zeros(rows, max_new_tokens, device=device)
     mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool, device=device)
@@ -74,9 +82,9 @@ def sample(
         ended[here] = token[speaking] == eos_id
         speaking = ~ended[alive]
         remaining = int(speaking.sum())
-        if remaining == 0 or step == max_new_tokens - 1:
+        if (largest(remaining) if together else remaining) == 0 or step == max_new_tokens - 1:
             break
-        if remaining < COMPACT_BELOW * len(alive):
+        if 0 < remaining < COMPACT_BELOW * len(alive):
             keep = speaking.nonzero()[:, 0]
             cache.batch_select_indices(keep)
             alive, attention, lengths, token = (
@@ -92,6 +100,21 @@ def sample(
         out = model(**inputs, past_key_values=cache, use_cache=True)
     width = int(mask.sum(1).max())
     return Responses(ids[:, :width], mask[:, :width], logprobs[:, :width], ended)
+
+
+def draw_uniforms(
+    rows: int, tokens: int, generator: torch.Generator, *, order: Tensor | None = None
+) -> Tensor:
+    """A uniform number for each row and step, (rows, tokens) on the CPU; drawn for the rows in `order`.
+
+    The numbers follow one another in the generator, so that rows drawn in several calls have those of one call.
+    """
+    drawn = torch.rand(rows, tokens, generator=generator)
+    if order is None:
+        return drawn
+    uniforms = torch.empty_like(drawn)
+    uniforms[order.cpu()] = drawn
+    return uniforms
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -219,5 +219,10 @@ def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: st
 
 
 def parameters_of(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in module.parameters())
+    """Number of parameters, whether they are here or spread over processes."""
+    return sum(numbers_of(p) for p in module.parameters())
+
+
+def numbers_of(parameter: nn.Parameter) -> int:
+    """Numbers of a weight; ZeRO-3 leaves an empty tensor where it has spread one."""
+    return getattr(parameter, "ds_numel", parameter.numel())

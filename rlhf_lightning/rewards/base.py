@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_lightning.models.tokens import decode
+from rlhf_lightning.processes import gather
 
 
 @dataclass
@@ -79,7 +80,12 @@ class Means:
         self._sums[name] = (total + values.detach().sum(), count + len(values))
 
     def take(self) -> dict[str, float]:
-        """The means of everything since the last call."""
-        found = {name: total.item() / count for name, (total, count) in self._sums.items() if count}
+        """The means of everything since the last call, over all processes."""
+        parts = gather({name: (total.item(), n) for name, (total, n) in self._sums.items()})
+        totals: dict[str, tuple[float, int]] = {}
+        for name, (total, count) in (item for part in parts for item in part.items()):
+            before, number = totals.get(name, (0.0, 0))
+            totals[name] = (before + total, number + count)
+        found = {name: total / count for name, (total, count) in totals.items() if count}
         self._sums.clear()
         return found

@@ -49,13 +49,13 @@ class Stop:
 
 
 @contextmanager
-def graceful_signals() -> Iterator[Stop]:
+def graceful_signals(stop: Stop | None = None) -> Iterator[Stop]:
     """Let SIGTERM, SIGUSR1 and SIGINT set `stop.requested` instead of ending the process.
 
     Handlers are those of the main thread; in another one the `Stop` is never set. The old ones come
     back at the end.
     """
-    stop = Stop()
+    stop = stop or Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

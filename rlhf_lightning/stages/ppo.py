@@ -22,6 +22,7 @@ from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.models.adapters import TRAINED, AdapterView, TrunkScorer, copy_adapter
 from rlhf_lightning.models.loading import frozen
+from rlhf_lightning.processes import is_sharded
 from rlhf_lightning.rewards.base import RewardFunction, taken_statistics
 from rlhf_lightning.stages.ppo_progress import Progress
 from rlhf_lightning.stages.ppo_update import PPOUpdate
@@ -31,6 +32,7 @@ from rlhf_lightning.stages.updates import (
     MovingAverage,
     OptimizerFactory,
     computing_dtype,
+    gradients_of,
     leave_out_frozen,
     require_finite,
     require_whole,
@@ -66,14 +68,11 @@ class PPOModule(LightningModule):
         )
         self.hp, self.policy, self.value, self.make_optimizer = hp, policy, value, optimizer
         self._frozen = (frozen(reference), reward)
-        self.critic = value.trained() if isinstance(value, TrunkScorer) else trained(value)
-        others = {id(p) for p in self.critic}
-        self.actor = [p for p in trained(policy) if id(p) not in others]
         self.minibatches = PPOUpdate(
             hp,
             policy,
             value,
-            [*self.actor, *self.critic],
+            lambda: [*self.actor, *self.critic],
             manual_backward=self.manual_backward,
         )
         self.ema = MovingAverage(self.actor, hp.ema_decay) if hp.ema_decay is not None else None
@@ -101,6 +100,18 @@ class PPOModule(LightningModule):
         return self._frozen[1]
 
     @property
+    def critic(self) -> list[nn.Parameter]:
+        """What the value loss changes."""
+        value = self.value
+        return value.trained() if isinstance(value, TrunkScorer) else trained(value)
+
+    @property
+    def actor(self) -> list[nn.Parameter]:
+        """What the policy loss changes."""
+        others = {id(p) for p in self.critic}
+        return [p for p in trained(self.policy) if id(p) not in others]
+
+    @property
     def log_step(self) -> int:
         """The x axis of everything this stage logs: iterations."""
         return self.progress.iteration
@@ -111,6 +122,9 @@ class PPOModule(LightningModule):
             self.ema.copy_to(self.actor)
 
     def configure_optimizers(self) -> Optimizer:
+        if self.ema is not None and is_sharded(self.policy):
+            # of the parts that this process holds
+            self.ema = MovingAverage(self.actor, self.ema.decay)
         groups: list[dict[str, Any]] = [{"params": self.actor}]
         if self.critic:
             rate = {} if self.hp.value_lr is None else {"lr": self.hp.value_lr}
@@ -119,6 +133,7 @@ class PPOModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self._place_frozen()
+        self.minibatches.gradients = gradients_of(self)
 
     def on_validation_start(self) -> None:
         # also before and after training, where no fit has begun
@@ -127,7 +142,8 @@ class PPOModule(LightningModule):
     def _place_frozen(self) -> None:
         for model in self._frozen:
             if isinstance(model, nn.Module):
-                nn.Module.to(model, self.device)
+                place = getattr(self.trainer.strategy, "place_frozen", None)
+                (place or nn.Module.to)(model, self.device)
 
     def training_step(self, batch: PPOBatch, batch_idx: int) -> None:
         hp, progress, clock = self.hp, self.progress, time.perf_counter()
@@ -226,7 +242,7 @@ class PPOModule(LightningModule):
             "generator": self.generator.get_state(),
         }
         if self.hp.reference_refresh_every:
-            saved["reference"] = self.reference.state_dict()
+            saved["reference"] = self.reference.state_dict()  # a strategy saves its parts of it
         checkpoint["ppo"] = saved
         leave_out_frozen(checkpoint, self.policy, "policy")
 
@@ -236,4 +252,5 @@ class PPOModule(LightningModule):
         self.progress = Progress.from_state(saved["progress"])
         self.generator.set_state(saved["generator"])
         if "reference" in saved:
-            self.reference.load_state_dict(saved["reference"])
+            load = getattr(self.trainer.strategy, "load_frozen", nn.Module.load_state_dict)
+            load(self.reference, saved["reference"])

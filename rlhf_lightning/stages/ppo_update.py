@@ -15,6 +15,7 @@ from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.functional.losses import causal_lm_loss
 from rlhf_lightning.models.adapters import in_use
 from rlhf_lightning.models.forward import hidden_states_of, packed_logits
+from rlhf_lightning.processes import all_sum, gather, piece_size, shares
 from rlhf_lightning.stages.ppo_losses import (
     RATIO_TOLERANCE,
     actor_losses,
@@ -23,7 +24,13 @@ from rlhf_lightning.stages.ppo_losses import (
 )
 from rlhf_lightning.stages.ppo_progress import Progress
 from rlhf_lightning.stages.rollout import micro_batches, shuffled_minibatches
-from rlhf_lightning.stages.updates import computing_dtype, require_finite, step_optimizer
+from rlhf_lightning.stages.updates import (
+    ONE_PROCESS,
+    Gradients,
+    computing_dtype,
+    require_finite,
+    step_optimizer,
+)
 
 EARLY_STOP_FACTOR = 1.5
 """An iteration's epochs end when approx_kl exceeds this times `ppo.target_kl` (the customary factor)."""
@@ -37,12 +44,14 @@ class PPOUpdate:
         hp: PPOConfig,
         policy: PreTrainedModel,
         value: nn.Module | None,
-        parameters: Sequence[nn.Parameter],
+        parameters: Callable[[], Sequence[nn.Parameter]],
         *,
         manual_backward: Callable[[Tensor], None],
     ) -> None:
         self.hp, self.policy, self.value = hp, policy, value
+        # asked for each time: a strategy that shards a model gives it other parameters
         self.parameters, self.manual_backward = parameters, manual_backward
+        self.gradients: Gradients = ONE_PROCESS
 
     def epochs(
         self,
@@ -76,36 +85,51 @@ class PPOUpdate:
         optimizer: Any,
         first: bool,
     ) -> dict[str, float]:
-        """One optimizer step; the gradient does not depend on how the minibatch is split."""
+        """One optimizer step on a global minibatch; the gradient does not depend on how it is split."""
         hp = self.hp
         tokens = int(minibatch.response_mask.sum())
         sums: dict[str, Tensor] = {}
-        for micro in micro_batches(minibatch, hp.micro_batch_size):
-            found = self.backward(micro, tokens, progress, first=first)
-            for name, value in found.items():
+        size = piece_size(len(minibatch.response_ids), hp.micro_batch_size)
+        for micro, counts in shares(micro_batches(minibatch, size)):
+            found = self.backward(micro, tokens, progress, first=first, counts=counts)
+            for name, value in found.items() if counts else ():
                 largest = name == "ratio_max"
                 before = sums.get(name, value.new_zeros(()))
                 sums[name] = torch.maximum(before, value) if largest else before + value
+        sums = _of_all_processes(sums)
         if text is not None and not self._warming_up(progress):
             sums["ptx_loss"] = self._text_backward(text, progress)
         step = {name: value.item() for name, value in sums.items()} | {"stopped": 0.0}
         if hp.ratio_spike is not None and step["ratio_mean"] > hp.ratio_spike:
             progress.skipped_minibatches += 1
-            optimizer.zero_grad()
+            self.gradients.discard_gradients(optimizer)
             return step | {"grad_norm": 0.0}
         if hp.target_kl is not None and step["approx_kl"] > EARLY_STOP_FACTOR * hp.target_kl:
-            optimizer.zero_grad()
+            self.gradients.discard_gradients(optimizer)
             return step | {"grad_norm": 0.0, "stopped": 1.0}
         step["grad_norm"] = step_optimizer(
-            optimizer, self.parameters, grad_clip=hp.grad_clip, where=progress.where
+            optimizer,
+            self.parameters(),
+            grad_clip=hp.grad_clip,
+            where=progress.where,
+            gradients=self.gradients,
         )
         progress.updates += 1
         return step
 
     def backward(
-        self, micro: Experience, tokens: int, progress: Progress, *, first: bool
+        self,
+        micro: Experience,
+        tokens: int,
+        progress: Progress,
+        *,
+        first: bool,
+        counts: bool = True,
     ) -> dict[str, Tensor]:
-        """Backward of a micro-batch's loss / the minibatch's tokens; its share of the statistics."""
+        """Backward of a micro-batch's loss / the minibatch's tokens; its share of the statistics.
+
+        One that does not count leaves a gradient of 0.
+        """
         shared, warming_up = self.hp.value_kind == "shared", self._warming_up(progress)
         with hidden_states_of(self.policy) if shared else nullcontext([]) as hidden:
             actor, logprobs, statistics = actor_losses(self.policy, micro, self.hp, tokens=tokens)
@@ -113,6 +137,7 @@ class PPOUpdate:
             allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[computing_dtype(self.policy)]
             check_ratio(logprobs, micro, allowed=allowed, where=progress.where)
         require_finite(actor, where=progress.where)
+        actor = actor if counts else 0 * actor
         if self.value is None:
             self.manual_backward(actor)
             return statistics
@@ -123,6 +148,7 @@ class PPOUpdate:
             states = states.detach()
         critic, found = critic_loss(self.value, micro, self.hp, tokens=tokens, hidden=states)
         require_finite(critic, where=progress.where)
+        critic = critic if counts else 0 * critic
         with in_use(self.value):  # checkpointed layers run again in backward
             self.manual_backward(actor + critic if shared and not warming_up else critic)
         return statistics | found
@@ -132,17 +158,31 @@ class PPOUpdate:
         # 1: a share of padding alone (all its texts were too long) adds nothing
         targets = max(int(text.loss_mask[:, 1:].sum()), 1)
         total = torch.zeros((), device=text.ids.device)
-        for micro in text.micro_batches(self.hp.micro_batch_size):
+        size = piece_size(len(text.ids), self.hp.micro_batch_size)
+        for micro, counts in shares(list(text.micro_batches(size))):
             logits = packed_logits(self.policy, micro)
             loss = causal_lm_loss(logits, micro.ids, micro.loss_mask, normalizer=targets)
             require_finite(loss, where=f"{progress.where}, pretraining text")
-            self.manual_backward(self.hp.ptx.coef * loss)
-            total += loss.detach()
-        return total
+            self.manual_backward(self.hp.ptx.coef * (loss if counts else 0 * loss))
+            if counts:
+                total += loss.detach()
+        return all_sum(total)
 
     def _warming_up(self, progress: Progress) -> bool:
         """Whether only the value model learns."""
         return progress.iteration < self.hp.critic_warmup_iterations
+
+
+def _of_all_processes(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over a minibatch's micro-batches, put together from all processes: one that had none has no names."""
+    parts = gather(sums)
+    if len(parts) == 1:
+        return sums
+    found: dict[str, Tensor] = {}
+    for name in next(part for part in parts if part):
+        values = torch.stack([part[name].cpu() for part in parts if part])
+        found[name] = values.max() if name == "ratio_max" else values.sum()
+    return found
 
 
 def _statistics(taken: list[dict[str, float]], progress: Progress) -> dict[str, float]:

@@ -19,10 +19,13 @@ from rlhf_lightning.batches import ComparisonBatch
 from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.functional.losses import kwise_loss
+from rlhf_lightning.models.loading import numbers_of
 from rlhf_lightning.models.shared_prompt import comparison_scores
+from rlhf_lightning.processes import all_sum, gather, piece_size, shares
 from rlhf_lightning.stages.updates import (
     LearningRate,
     OptimizerFactory,
+    gradients_of,
     leave_out_frozen,
     require_finite,
     require_whole,
@@ -58,7 +61,7 @@ class RewardModule(LightningModule):
     @property
     def trained_parameters(self) -> int:
         """Numbers that the optimizer changes."""
-        return sum(p.numel() for p in trained(self.model))
+        return sum(numbers_of(p) for p in trained(self.model))
 
     def on_train_start(self) -> None:
         self.model.train()
@@ -69,15 +72,21 @@ class RewardModule(LightningModule):
         lr = self.lr.apply(optimizer, batch_idx)  # type: ignore[arg-type]
         loss_sum = torch.zeros((), device=batch.ids.device)
         right = torch.zeros((), device=batch.ids.device)
-        for micro in batch.micro_batches(self.hp.micro_batch_size):
+        for micro, counts in shares(self._micro_batches(batch)):
             scores = self.scores(micro)
             loss = self.loss(scores, micro, prompts=max(batch.prompts, 1))
             require_finite(loss, where=where)
-            self.manual_backward(loss)
-            loss_sum += loss.detach()
-            right += _right(scores.detach(), micro)
+            self.manual_backward(loss if counts else 0 * loss)
+            if counts:
+                loss_sum += loss.detach()
+                right += _right(scores.detach(), micro)
+        loss_sum, right = all_sum(loss_sum), all_sum(right)
         norm = step_optimizer(
-            optimizer, trained(self.model), grad_clip=self.hp.grad_clip, where=where
+            optimizer,
+            trained(self.model),
+            grad_clip=self.hp.grad_clip,
+            where=where,
+            gradients=gradients_of(self),
         )
         metrics = {
             "loss": loss_sum.item(),
@@ -108,15 +117,21 @@ class RewardModule(LightningModule):
         )
 
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
-        for micro in batch.micro_batches(self.hp.micro_batch_size):
+        for micro, counts in shares(self._micro_batches(batch)):
             scores = self.scores(micro)
             loss = self.loss(scores, micro, prompts=1)
-            self._val.append(
-                (int(_right(scores, micro)), len(micro.pairs), float(loss), micro.prompts)
-            )
+            if counts:
+                self._val.append(
+                    (int(_right(scores, micro)), len(micro.pairs), float(loss), micro.prompts)
+                )
+
+    def _micro_batches(self, batch: ComparisonBatch) -> list[ComparisonBatch]:
+        size = piece_size(len(batch.records), self.hp.micro_batch_size)
+        return list(batch.micro_batches(size))
 
     def on_validation_epoch_end(self) -> None:
-        right, pairs, loss, prompts = (sum(column) for column in zip(*self._val, strict=True))
+        seen = [row for part in gather(self._val) for row in part]
+        right, pairs, loss, prompts = (sum(column) for column in zip(*seen, strict=True))
         self._val.clear()
         self.val_accuracy = right / max(pairs, 1)
         metrics = {

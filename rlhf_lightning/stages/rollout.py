@@ -19,8 +19,9 @@ from rlhf_lightning.functional.masked import masked_mean, masked_sum, whiten
 from rlhf_lightning.functional.scores import RunningMoments, clip_scores, eos_rule
 from rlhf_lightning.functional.statistics import explained_variance
 from rlhf_lightning.models.forward import response_logits, token_values, trim
-from rlhf_lightning.models.generation import Responses, sample
+from rlhf_lightning.models.generation import Responses, draw_uniforms, sample
 from rlhf_lightning.models.tokens import eos_id, pad_id
+from rlhf_lightning.processes import gather, in_order, share, world_size
 from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest
 
 AllSum = Callable[[Tensor], Tensor]
@@ -54,8 +55,48 @@ def collect(
     """Sample one response a prompt and record everything the update will need, (B, R) each.
 
     Without `value` the values are 0, without `reward` the scores are 0. `after_chunk` is told how many rows were made.
+    With several processes each computes its share of the rows and has all of them at the end.
     """
     # prompts of like length share a chunk: little padding is computed
+    lengths = prompts.mask.sum(1)
+    uniforms = draw_uniforms(
+        len(lengths), sampling.max_response_tokens, generator, order=lengths.argsort(stable=True)
+    )
+    models = (policy, reference, value, reward)
+    if world_size() == 1:
+        return _collect(prompts, uniforms, *models, sampling, after_chunk)
+    own = torch.tensor(share(len(lengths)))
+    found = _collect(
+        prompts.rows(own.to(lengths.device)),
+        uniforms[own],
+        *models,
+        sampling,
+        lambda rows: after_chunk(rows * world_size()),
+    )
+    return _gathered(found, len(lengths), pad_id=pad_id(sampling.tokenizer))
+
+
+def _gathered(own: Rollout, count: int, *, pad_id: int) -> Rollout:
+    """The rows of all processes in the order of the global batch."""
+    device = own.response_ids.device
+    parts = gather(own.to("cpu"))
+    height = len(own.scores)
+    rows = [range(i * height, (i + 1) * height) for i in range(len(parts))]
+    order = torch.tensor(in_order(rows, count))
+    return _concatenate(parts, pad_id=pad_id).rows(order).to(device)
+
+
+def _collect(
+    prompts: PromptBatch,
+    uniforms: Tensor,
+    policy: nn.Module,
+    reference: nn.Module,
+    value: nn.Module | None,
+    reward: RewardFunction | None,
+    sampling: Sampling,
+    after_chunk: Callable[[int], None],
+) -> Rollout:
+    """`collect` of these rows in this process."""
     order = prompts.mask.sum(1).argsort(stable=True)
     parts = []
     for rows in order.split(sampling.batch_size):
@@ -67,7 +108,7 @@ def collect(
             temperature=sampling.temperature,
             eos_id=eos_id(sampling.tokenizer),
             pad_id=pad_id(sampling.tokenizer),
-            generator=generator,
+            uniforms=uniforms[rows.to(uniforms.device)],
         )
         parts.append(_scored(chunk, responses, policy, reference, value, reward, sampling))
         after_chunk(len(rows))

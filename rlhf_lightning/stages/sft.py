@@ -20,10 +20,12 @@ from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import SFTConfig
 from rlhf_lightning.functional.losses import causal_lm_loss
 from rlhf_lightning.models.forward import packed_logits
-from rlhf_lightning.models.loading import set_dropout
+from rlhf_lightning.models.loading import numbers_of, set_dropout
+from rlhf_lightning.processes import all_sum, piece_size, shares
 from rlhf_lightning.stages.updates import (
     LearningRate,
     OptimizerFactory,
+    gradients_of,
     leave_out_frozen,
     require_finite,
     require_whole,
@@ -62,7 +64,7 @@ class SFTModule(LightningModule):
     @property
     def trained_parameters(self) -> int:
         """Numbers that the optimizer changes."""
-        return sum(p.numel() for p in trained(self.model))
+        return sum(numbers_of(p) for p in trained(self.model))
 
     def on_train_start(self) -> None:
         if set_dropout(self.model, self.hp.dropout) == 0 and self.hp.dropout > 0:
@@ -79,13 +81,19 @@ class SFTModule(LightningModule):
         lr = self.lr.apply(optimizer, batch_idx)  # type: ignore[arg-type]
         targets = int(batch.loss_mask[:, 1:].sum())
         loss_sum = torch.zeros((), device=batch.ids.device)
-        for micro in batch.micro_batches(self.hp.micro_batch_size):
+        for micro, counts in shares(self._micro_batches(batch)):
             loss = self.loss(micro, normalizer=targets)
             require_finite(loss, where=where)
-            self.manual_backward(loss)
-            loss_sum += loss.detach()
+            self.manual_backward(loss if counts else 0 * loss)
+            if counts:
+                loss_sum += loss.detach()
+        loss_sum = all_sum(loss_sum)
         norm = step_optimizer(
-            optimizer, trained(self.model), grad_clip=self.hp.grad_clip, where=where
+            optimizer,
+            trained(self.model),
+            grad_clip=self.hp.grad_clip,
+            where=where,
+            gradients=gradients_of(self),
         )
         tokens = int(batch.mask.sum())
         self.tokens_seen += tokens
@@ -102,13 +110,21 @@ class SFTModule(LightningModule):
         return causal_lm_loss(logits, batch.ids, batch.loss_mask, normalizer=normalizer)
 
     def validation_step(self, batch: SFTBatch, batch_idx: int) -> None:
-        for micro in batch.micro_batches(self.hp.micro_batch_size):
+        for micro, counts in shares(self._micro_batches(batch)):
             targets = int(micro.loss_mask[:, 1:].sum())
-            self._val_sums.append((self.loss(micro, normalizer=1.0), targets))
+            loss = self.loss(micro, normalizer=1.0)
+            if counts:
+                self._val_sums.append((loss, targets))
+
+    def _micro_batches(self, batch: SFTBatch) -> list[SFTBatch]:
+        size = piece_size(len(batch.ids), self.hp.micro_batch_size)
+        return list(batch.micro_batches(size))
 
     def on_validation_epoch_end(self) -> None:
-        tokens = sum(n for _, n in self._val_sums)
-        self.val_loss = float(sum(s for s, _ in self._val_sums)) / max(tokens, 1)
+        zero = torch.zeros((), device=self.device)
+        tokens = int(all_sum(torch.tensor(sum(n for _, n in self._val_sums))))
+        loss = all_sum(sum((s for s, _ in self._val_sums), zero))
+        self.val_loss = float(loss) / max(tokens, 1)
         self._val_sums.clear()
         log_metrics(
             self, {f"{self.hp.stage}/val/loss": self.val_loss}, step=self.trainer.global_step

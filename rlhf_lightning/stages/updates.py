@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,48 @@ from rlhf_lightning.functional.schedules import lr_multiplier
 from rlhf_lightning.models.adapters import has_adapters
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+
+
+class Gradients(Protocol):
+    """What a strategy does with complete gradients."""
+
+    def clip_and_step(
+        self, optimizer: Any, parameters: Iterable[nn.Parameter], limit: float
+    ) -> float:
+        """Sum them over processes, clip them to one global norm, step and clear them.
+
+        Returns the norm before clipping; where it is not finite nothing is changed.
+        """
+        ...
+
+    def discard_gradients(self, optimizer: Any) -> None:
+        """Forget them: no step is taken."""
+        ...
+
+
+class OneProcess:
+    """Gradients are whole where they are."""
+
+    def clip_and_step(
+        self, optimizer: Any, parameters: Iterable[nn.Parameter], limit: float
+    ) -> float:
+        norm = float(nn.utils.clip_grad_norm_(list(parameters), limit))
+        if math.isfinite(norm):
+            optimizer.step()
+            optimizer.zero_grad()
+        return norm
+
+    def discard_gradients(self, optimizer: Any) -> None:
+        optimizer.zero_grad()
+
+
+ONE_PROCESS = OneProcess()
+
+
+def gradients_of(module: Any) -> Gradients:
+    """The module's strategy, if it has gradients to put together."""
+    strategy = module.trainer.strategy
+    return strategy if hasattr(strategy, "clip_and_step") else ONE_PROCESS
 
 
 class LearningRate:
@@ -99,17 +141,20 @@ def require_whole(checkpoint: dict[str, Any], module: nn.Module) -> None:
 
 
 def step_optimizer(
-    optimizer: Any, parameters: Iterable[nn.Parameter], *, grad_clip: float, where: str
+    optimizer: Any,
+    parameters: Iterable[nn.Parameter],
+    *,
+    grad_clip: float,
+    where: str,
+    gradients: Gradients = ONE_PROCESS,
 ) -> float:
     """Clip to one global norm, step, clear the gradients. Returns the norm before clipping.
 
     Raises: RunFailed where the norm is not finite; nothing was changed then.
     """
-    norm = float(nn.utils.clip_grad_norm_(list(parameters), grad_clip))
+    norm = gradients.clip_and_step(optimizer, parameters, grad_clip)
     if not math.isfinite(norm):
         raise RunFailed(f"{where}: the gradient norm is {norm}; weights are those before this step")
-    optimizer.step()
-    optimizer.zero_grad()
     return norm
 
 

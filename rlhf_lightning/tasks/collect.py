@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.data.batching import Prompt, first_prompts
 from rlhf_lightning.data.stored import StoredRecords, store
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.loading import frozen, grow_embeddings, load_policy, placed
+from rlhf_lightning.models.loading import frozen, grow_embeddings, load_policy
+from rlhf_lightning.processes import gather, is_first, wait_for_all, world_size
 from rlhf_lightning.rewards.functions import call_function, load_function
+from rlhf_lightning.strategies.weights import place_frozen
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job, parent_tokenizer
 from rlhf_lightning.tasks.sampling import speak
@@ -30,12 +33,16 @@ WINDOW = 16
 
 def comparisons(job: Job, split: str, count: int) -> StoredRecords:
     """The run's comparisons of a split: those on disk, or new ones."""
-    found = stored_comparisons(job.run.path, split)
-    if found is not None:
-        return found
     path = _path(job.run.path, split)
+    if gather(path.exists())[0]:  # what the first process sees
+        return StoredRecords(path)
     records = _sampled(job, split, count) if "policy" in job.parents else _spoken(job, split, count)
-    stored = store(path, records)
+    if is_first():
+        store(path, records)
+    elif "policy" in job.parents:
+        deque(records, maxlen=0)  # this process's share of the sampling
+    wait_for_all()
+    stored = StoredRecords(path)
     if len(stored) == 0:
         raise UserError(f"mix.sources: no comparisons in the {split} split, got 0 records")
     job.say(
@@ -77,7 +84,7 @@ def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
     tokens = max(job.root.ppo.max_prompt_tokens + hp.max_response_tokens, 8)
     model = replace(job.root.model, context_length=tokens)
     policy = grow_embeddings(load_policy(job.parents["policy"].path, model), tokenizer)
-    policy = placed(frozen(policy), device_of(job))
+    place_frozen(frozen(policy), job.root.strategy, device_of(job))
     rng = random.Random(job.seed(f"completions of {split}"))
     sizes = [rng.randint(hp.min_completions, hp.max_completions) for _ in prompts]
     with counted(f"reward: completions for {split}", sum(sizes)) as done:
@@ -85,7 +92,7 @@ def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
         rank = _ranker(job, tokenizer, split)
         for prompt, size in zip(prompts, sizes, strict=True):
             completions = [next(texts) for _ in range(size)]
-            yield _ranked(prompt, completions, rank)
+            yield _ranked(prompt, completions, rank) if is_first() else {}
 
 
 def _completions(
@@ -100,15 +107,16 @@ def _completions(
     """Texts in order: `sizes[0]` of the first prompt, `sizes[1]` of the second, ..."""
     hp: RewardConfig = job.root.reward
     rows, generator = hp.rollout_batch_size, job.generator(f"sampling of {split}")
+    at_once = rows * world_size()
     repeated = [p for p, size in zip(prompts, sizes, strict=True) for _ in range(size)]
     for start in range(0, len(repeated), WINDOW * rows):
         window = repeated[start : start + WINDOW * rows]
         # prompts of like length share a batch: little padding is computed
         order = sorted(range(len(window)), key=lambda i: len(window[i].ids))
         texts = [""] * len(window)
-        for first in range(0, len(order), rows):
+        for first in range(0, len(order), at_once):
             job.stop.check()
-            chosen = order[first : first + rows]
+            chosen = order[first : first + at_once]
             spoken = speak(
                 policy,
                 tokenizer,

@@ -27,13 +27,14 @@ from rlhf_lightning.models.loading import (
     grow_embeddings,
     load_policy,
     new_policy,
-    placed,
 )
 from rlhf_lightning.models.tokens import decode, pad_id
+from rlhf_lightning.processes import gather, in_order, is_first, share, world_size
 from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest, taken_statistics
 from rlhf_lightning.rewards.build import build_known
 from rlhf_lightning.runs.files import write_text
 from rlhf_lightning.stages.rollout import Sampling, collect
+from rlhf_lightning.strategies.weights import place_frozen
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job, new_tokenizer, parent_tokenizer, require_same_tokenizer
 from rlhf_lightning.tasks.sampling import speak
@@ -58,9 +59,10 @@ def run(job: Job) -> dict[str, float]:
     for name in hp.models:
         found.append(_samples(job, name, tokenizer, prompts, reference, judges))
         told |= taken_statistics(judges.reward, name)
-    store(job.run.path / "samples.jsonl", (row for samples in found for row in _rows(samples)))
-    turns = [asdict(turn) for turn in turns_of(found, hp.samples_shown)]
-    write_text(job.run.path / "conversations.json", json.dumps(turns, ensure_ascii=False))
+    if is_first():
+        store(job.run.path / "samples.jsonl", (row for samples in found for row in _rows(samples)))
+        turns = [asdict(turn) for turn in turns_of(found, hp.samples_shown)]
+        write_text(job.run.path / "conversations.json", json.dumps(turns, ensure_ascii=False))
     metrics = told
     for samples in found:
         metrics |= model_metrics(samples, _reading(job))
@@ -86,7 +88,7 @@ def _judges(job: Job, tokenizer: PreTrainedTokenizerFast) -> _Judges:
     judges = _Judges(reward_of(job, tokenizer), known)
     for module in (judges.reward, *known.values()):
         if isinstance(module, nn.Module):
-            nn.Module.to(module, device_of(job))
+            place_frozen(module, job.root.strategy, device_of(job))
     return judges
 
 
@@ -111,7 +113,8 @@ def _load(job: Job, name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrained
         model = new_policy(job.root.model, tokenizer, seed=job.seed("weights"))
     else:
         model = grow_embeddings(load_policy(parent.path, job.root.model), tokenizer)
-    return placed(frozen(model), device_of(job))
+    place_frozen(frozen(model), job.root.strategy, device_of(job))
+    return model
 
 
 def _samples(
@@ -156,9 +159,24 @@ def _samples(
         scores=rollout.scores.tolist(),
         kl_k1=kl_k1(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
         kl_k3=kl_k3(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
-        known={known: judge(request).tolist() for known, judge in judges.known.items()},
+        known={known: _judged(judge, request) for known, judge in judges.known.items()},
         reworded_responses=_reworded(job, name, policy, tokenizer, records, generator),
     )
+
+
+def _judged(judge: nn.Module, request: ScoreRequest) -> list[float]:
+    """A score for each response; each process judges its share."""
+    if world_size() == 1:
+        return judge(request).tolist()
+    count = len(request.records)
+    rows = torch.tensor(share(count))
+    names = ("prompt_ids", "prompt_mask", "response_ids", "response_mask")
+    own = ScoreRequest(
+        *(getattr(request, name)[rows.to(request.prompt_ids.device)] for name in names),
+        records=[request.records[i] for i in rows.tolist()],
+        tokenizer=request.tokenizer,
+    )
+    return in_order(gather(judge(own).tolist()), count)
 
 
 def _reworded(
@@ -184,9 +202,10 @@ def _reworded(
         job.say(f"{len(records) - len(fits)} prompts have no rewording that fits")
     found: list[str | None] = [None] * len(records)
     with counted(f"evaluate: {name}, reworded", len(fits)) as done:
-        for start in range(0, len(fits), hp.batch_size):
+        at_once = hp.batch_size * world_size()
+        for start in range(0, len(fits), at_once):
             job.stop.check()
-            chunk = fits[start : start + hp.batch_size]
+            chunk = fits[start : start + at_once]
             texts = speak(
                 policy,
                 tokenizer,

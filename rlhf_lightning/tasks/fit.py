@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from rlhf_lightning.callbacks.progress import StageProgress
 from rlhf_lightning.callbacks.pruning import pruning
 from rlhf_lightning.callbacks.samples import SampleTables
 from rlhf_lightning.data.datamodule import StageData
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.processes import gather, world_size
+from rlhf_lightning.strategies.build import trainer_options
 from rlhf_lightning.tasks.job import Job, device_for
 
 QUIET = (
@@ -49,9 +53,10 @@ def fit(
 
     Raises: RunFailed where a number is not finite, Interrupted where a signal asked to stop.
     """
-    run, checkpoint = job.run, find_checkpoint(job.run.checkpoints)
+    run, checkpoint = job.run, _checkpoint(job)
     trainer = Trainer(
         **(job.root.trainer or {}),
+        **trainer_options(job.root.strategy, grad_clip=getattr(job.root, job.task).grad_clip),
         max_epochs=1,
         logger=[MetricsCSV(job.run.metrics_csv), *job.loggers],
         callbacks=_callbacks(job, checkpoint_every),
@@ -74,6 +79,17 @@ def fit(
         if count and any(word in name for word in ("too_long", "dropped", "cut")):
             job.say(f"{count} {name.replace('_', ' ')}")
     return trainer
+
+
+def _checkpoint(job: Job) -> Path | None:
+    """What to go on from: what the first process finds whole.
+
+    Raises: UserError if it was written under a strategy that leaves other files.
+    """
+    found = gather(find_checkpoint(job.run.checkpoints))[0]
+    if found is not None:
+        require_readable(found, job.root.strategy.name)
+    return found
 
 
 def _callbacks(job: Job, checkpoint_every: int) -> list[Any]:
@@ -106,6 +122,19 @@ class StillOurs(Callback):
     ) -> None:
         if (batch_idx + 1) % self.every == 0:
             self.run.update()
+
+
+def require_readable(checkpoint: Path, strategy: str) -> None:
+    """Raises: UserError if the processes of another strategy, or another number of them, wrote the checkpoint."""
+    names = [file.stem for file in checkpoint.glob("*.ckpt")] if checkpoint.is_dir() else []
+    written = names[0].split("-rank-")[0] if names else "single or ddp"
+    fits = written == strategy if names else strategy in ("single", "ddp")
+    if not fits or (names and len(names) != world_size()):
+        count = f" in {len(names)} processes" if names else ""
+        raise UserError(
+            f"strategy must be that of the run's checkpoint, {written}{count}, got {strategy} in"
+            f" {world_size()}; remove {str(checkpoint)!r} to begin again"
+        )
 
 
 def device_of(job: Job) -> torch.device:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.prompt_file import PromptRow, prompt_row, read_prompts, require_prompt_file
 from rlhf_lightning.data.tokenizer import prepare_tokenizer, tokenizer_fingerprint
 from rlhf_lightning.errors import Interrupted, UserError
-from rlhf_lightning.models.generation import sample
+from rlhf_lightning.models.generation import draw_uniforms, sample
 from rlhf_lightning.models.loading import (
     frozen,
     grow_embeddings,
@@ -32,13 +33,14 @@ from rlhf_lightning.models.loading import (
     load_scorer,
     load_tokenizer,
     new_policy,
-    placed,
 )
 from rlhf_lightning.models.tokens import decode, eos_id, pad_id
 from rlhf_lightning.plan import StagePlan
+from rlhf_lightning.processes import gather, in_order, is_first, share, world_size
 from rlhf_lightning.rewards.base import ScoreRequest
 from rlhf_lightning.rewards.learned import LearnedReward
 from rlhf_lightning.runs import Artifact, Stop
+from rlhf_lightning.strategies.weights import place_frozen
 from rlhf_lightning.tasks.bar import bar
 from rlhf_lightning.tasks.generate_output import printed, require_place, written
 from rlhf_lightning.tasks.job import device_for, own_tokenizer, seed_of
@@ -94,14 +96,17 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
     speaker = Speaker(plan, mixture, stop, counts)
     try:
         rows = speaker.rows(_input(root))
-        if root.output is None:
+        if not is_first():
+            deque(rows, maxlen=0)  # this process's share of the sampling
+        elif root.output is None:
             printed(rows, scored=speaker.reward is not None)
         else:
             with bar("generate", counts.prompts * root.generate.samples) as advance:
                 written(Path(root.output), _watched(rows, advance))
     except Interrupted as error:
         raise Interrupted(error.signum, "nothing was written") from None
-    _say(root, counts)
+    if is_first():
+        _say(root, counts)
     return {
         "generate/prompts": counts.prompts,
         "generate/prompts_too_long": counts.too_long,
@@ -131,7 +136,9 @@ class Speaker:
         )
 
     def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
-        return placed(frozen(grow_embeddings(model, self.tokenizer)), self.device)
+        model = frozen(grow_embeddings(model, self.tokenizer))
+        place_frozen(model, self.root.strategy, self.device)
+        return model
 
     def _reward(self, artifact: Artifact) -> LearnedReward:
         model = self.root.reward.model or self.root.model
@@ -154,9 +161,10 @@ class Speaker:
             # prompts of like length share a batch: little padding is computed
             order = sorted(range(len(window)), key=lambda i: len(window[i].ids))
             found: dict[int, Row] = {}
-            for start in range(0, len(order), self.hp.batch_size):
+            at_once = self.hp.batch_size * world_size()
+            for start in range(0, len(order), at_once):
                 self.stop.check()
-                chosen = order[start : start + self.hp.batch_size]
+                chosen = order[start : start + at_once]
                 made = self._sampled([window[i] for i in chosen], generator)
                 found |= dict(zip(chosen, made, strict=True))
             self.counts.responses += len(window)
@@ -185,7 +193,13 @@ class Speaker:
 
     @torch.no_grad()
     def _sampled(self, wanted: list[Wanted], generator: torch.Generator) -> list[Row]:
-        """One output row for each of a batch."""
+        """One output row for each of a batch; with several processes each makes its share."""
+        uniforms = draw_uniforms(len(wanted), self.hp.max_response_tokens, generator)
+        rows = share(len(wanted))
+        made = self._made([wanted[i] for i in rows], uniforms[rows])
+        return in_order(gather(made), len(wanted))
+
+    def _made(self, wanted: list[Wanted], uniforms: torch.Tensor) -> list[Row]:
         records = [item.row.record for item in wanted]
         batch = collate_prompts([item.ids for item in wanted], records, pad_id(self.tokenizer))
         batch = batch.to(self.device)
@@ -196,7 +210,7 @@ class Speaker:
             temperature=self.hp.temperature,
             eos_id=eos_id(self.tokenizer),
             pad_id=pad_id(self.tokenizer),
-            generator=generator,
+            uniforms=uniforms,
         )
         columns = {
             "response": decode(self.tokenizer, said.ids, said.mask),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from rlhf_lightning.models.adapters import (
     save_adapter,
 )
 from rlhf_lightning.models.loading import load_tokenizer, parameters_of, save
+from rlhf_lightning.processes import is_first, rank, wait_for_all, world_size
 from rlhf_lightning.runs import Artifact, Run, Stop, new_artifact
+from rlhf_lightning.strategies.weights import whole_in_first
 
 TOKENIZER_RECORDS = 2000
 """Texts, and as many demonstrations, that a new tokenizer is trained on."""
@@ -54,8 +57,8 @@ class Job:
         return seed_of(self.root.seed, self.task, self.round, purpose)
 
     def seed_everything(self) -> None:
-        """Python's, numpy's and torch's global generators."""
-        seed = self.seed("global")
+        """Python's, numpy's and torch's global generators; each process has its own (dropout draws from them)."""
+        seed = self.seed(f"global of process {rank()}" if rank() else "global")
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - other people's code draws from it
         torch.manual_seed(seed)
@@ -159,7 +162,8 @@ def device_for(trainer: Mapping[str, Any] | None) -> torch.device:
     if not (wanted and torch.cuda.is_available()):
         return torch.device("cpu")
     devices = trainer.get("devices", 1)  # a list holds the index of the one device
-    return torch.device("cuda", devices[0] if isinstance(devices, list) else 0)
+    own = int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+    return torch.device("cuda", devices[0] if isinstance(devices, list) else own)
 
 
 def require_same_tokenizer(a: Artifact, b: Artifact, *, key: str) -> None:
@@ -197,7 +201,24 @@ def export(
     *,
     how_to_load: str = "AutoModelForCausalLM",
 ) -> Path:
-    """Write the run's artifact: the model, whose adapter is merged into it and kept beside it if it has one."""
+    """Write the run's artifact: the model, whose adapter is merged into it and kept beside it if it has one.
+
+    The first process writes, whatever the strategy, one ordinary folder.
+    """
+    whole_in_first(model)
+    if is_first():
+        _write_artifact(job, model, tokenizer, metrics, how_to_load)
+    wait_for_all()
+    return job.run.artifact
+
+
+def _write_artifact(
+    job: Job,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    metrics: Mapping[str, float],
+    how_to_load: str,
+) -> None:
     parents = {role: parent.sha256 for role, parent in job.parents.items()}
     with new_artifact(
         job.run.artifact,
@@ -211,4 +232,3 @@ def export(
             save_adapter(model, TRAINED, folder / FOLDER, base=_base(job))
             merge_adapter(model, TRAINED)
         save(model, tokenizer, folder)
-    return job.run.artifact

@@ -18,10 +18,12 @@ from rlhf_lightning.models.loading import (
     grow_embeddings,
     load_policy,
     new_policy,
+    numbers_of,
     parameters_of,
 )
 from rlhf_lightning.models.packing import require_packable
 from rlhf_lightning.models.tokens import pad_id
+from rlhf_lightning.processes import is_first
 from rlhf_lightning.rewards.build import build_reward
 from rlhf_lightning.stages.ppo import PPOModule
 from rlhf_lightning.tasks.fit import fit
@@ -84,7 +86,7 @@ def run(job: Job) -> dict[str, float]:
     )
     module.export_average()  # what is exported is what is measured
     trainer.validate(module, validation, verbose=False)
-    figure = score_over_kl(read_metrics(job.run.metrics_csv))
+    figure = score_over_kl(read_metrics(job.run.metrics_csv)) if is_first() else None
     if figure is not None:
         show_figure(trainer.loggers, "score_over_kl", figure, hp.iterations)
     metrics = (
@@ -99,7 +101,7 @@ def run(job: Job) -> dict[str, float]:
             "ppo/prompts_too_long": float(train.counts["prompts_too_long"]),
             "ppo/prompts_cut": float(train.counts["prompts_cut"]),
             "ppo/parameters": float(parameters_of(module.policy)),
-            "ppo/trained_parameters": float(sum(p.numel() for p in module.actor)),
+            "ppo/trained_parameters": float(sum(numbers_of(p) for p in module.actor)),
         }
     )
     export(job, module.policy, tokenizer, metrics)

@@ -19,6 +19,7 @@ from rlhf_lightning.functional.statistics import expected_calibration_error
 from rlhf_lightning.models.loading import placed
 from rlhf_lightning.models.shared_prompt import comparison_scores
 from rlhf_lightning.models.tokens import pad_id
+from rlhf_lightning.processes import gather, in_order, is_sharded, share, world_size
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job
 
@@ -35,7 +36,8 @@ def scored(
 ) -> list[Judged]:
     """Comparisons with their scores; completions that do not fit the context are counted and left out."""
     hp, device = job.root.reward, device_of(job)
-    placed(model, device)
+    if not is_sharded(model):
+        placed(model, device)
     length = job.root.model.context_length
     if job.mixture.over_long == "cut":  # as in training
         records, _ = cut_comparisons(records, tokenizer, length)
@@ -43,13 +45,16 @@ def scored(
     if too_long:
         job.say(f"{too_long} completions too long to be scored")
     found: list[Judged] = []
-    for start in range(0, len(items), hp.micro_batch_size):
+    at_once = hp.micro_batch_size * world_size()
+    for start in range(0, len(items), at_once):
         job.stop.check()
-        chunk = items[start : start + hp.micro_batch_size]
-        batch = collate_comparisons(chunk, pad_id(tokenizer))
+        chunk = items[start : start + at_once]
+        own = [chunk[i] for i in share(len(chunk))]
+        batch = collate_comparisons(own, pad_id(tokenizer))
         scores = comparison_scores(model, batch.to(device), share_prompt=hp.share_prompt).cpu()
-        parts = scores.split([len(completions) for _, completions, _ in chunk])
-        found += [(record, part) for (_, _, record), part in zip(chunk, parts, strict=True)]
+        parts = list(scores.split([len(completions) for _, completions, _ in own]))
+        judged = in_order(gather(parts), len(chunk))
+        found += [(record, part) for (_, _, record), part in zip(chunk, judged, strict=True)]
     return found
 
 

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.data.batching import Prompt
 from rlhf_lightning.data.collate import collate_prompts
-from rlhf_lightning.models.generation import sample
+from rlhf_lightning.models.generation import draw_uniforms, sample
 from rlhf_lightning.models.tokens import decode, eos_id, pad_id
+from rlhf_lightning.processes import gather, in_order, share
 
 
 def speak(
@@ -22,9 +23,14 @@ def speak(
     temperature: float,
     generator: torch.Generator,
 ) -> list[str]:
-    """Texts in the order of the prompts, all sampled at once, on the policy's device."""
+    """Texts in the order of the prompts, all sampled at once, on the policy's device.
+
+    With several processes each samples its share; all of them get all texts.
+    """
+    uniforms = draw_uniforms(len(prompts), max_response_tokens, generator)
+    rows = share(len(prompts))
     batch = collate_prompts(
-        [p.ids for p in prompts], [p.record for p in prompts], pad_id(tokenizer)
+        [prompts[i].ids for i in rows], [prompts[i].record for i in rows], pad_id(tokenizer)
     )
     responses = sample(
         policy,
@@ -33,6 +39,7 @@ def speak(
         temperature=temperature,
         eos_id=eos_id(tokenizer),
         pad_id=pad_id(tokenizer),
-        generator=generator,
+        uniforms=uniforms[rows],
     )
-    return decode(tokenizer, responses.ids, responses.mask)
+    texts = decode(tokenizer, responses.ids, responses.mask)
+    return in_order(gather(texts), len(prompts))

@@ -1,0 +1,191 @@
+"""Starting the processes of a stage, passing signals on, and saying in one line what became of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_lightning.errors import RunFailed, UserError
+from rlhf_lightning.launch.orders import Orders, Outcome
+from rlhf_lightning.runs import Stop
+from rlhf_lightning.runs.files import write_text
+
+POLL_S = 0.1
+PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that say which process one is: what this one may have inherited is not meant for its own processes."""
+COMMAND = (sys.executable, "-m", "rlhf_lightning.launch.rank")
+GRACE_S = 10.0
+"""How long the others have, when one process has ended, to end by themselves: after a signal all do."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How many processes, and where."""
+
+    devices: int
+    """On each node."""
+    nodes: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.devices * self.nodes
+
+
+@dataclass
+class Started:
+    """One process that this one watches; under srun it stands for all ranks."""
+
+    ranks: list[int]
+    process: subprocess.Popen[bytes]
+    killed: bool = False
+    """By us: it waited for another one that had ended."""
+
+
+def in_processes(
+    orders: Orders,
+    config_yaml: str,
+    ranks: Ranks,
+    *,
+    folder: Path,
+    stop: Stop,
+    watch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Do a task in `ranks.count` processes and return the metrics that the first one has.
+
+    `folder` holds what they are told and tell; it is removed at the end unless one of them failed. `watch` is called
+    now and then; what it raises ends them.
+    Raises: what the first process to fail would have raised here; RunFailed where one was killed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_text(folder / "config.yaml", config_yaml)
+    orders.write(folder)
+    started = start(folder, ranks)
+    try:
+        _until_all_ended(started, stop, watch)
+    finally:
+        for one in started:
+            one.killed = one.process.poll() is None
+            _signal(one, signal.SIGKILL)
+            one.process.wait()
+    metrics = _result(folder, started, ranks)
+    shutil.rmtree(folder, ignore_errors=True)
+    return metrics
+
+
+def start(folder: Path, ranks: Ranks) -> list[Started]:
+    """The processes: our own children on one node, those of one `srun` on several.
+
+    Raises: UserError for several nodes outside of a SLURM job.
+    """
+    command = [*COMMAND, str(folder.resolve())]
+    if ranks.nodes > 1:
+        return [_under_srun(command, ranks)]
+    return [_child(command, folder, rank, ranks) for rank in range(ranks.count)]
+
+
+def _child(command: list[str], folder: Path, rank: int, ranks: Ranks) -> Started:
+    threads = str(max((os.cpu_count() or 1) // ranks.devices, 1))
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        **_inherited(),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks.count),
+        "LOCAL_WORLD_SIZE": str(ranks.devices),
+    }
+    # one voice on the console; the others' is beside the orders
+    with open(folder / f"rank-{rank}.txt", "ab") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=None if rank == 0 else output,
+            stderr=None if rank == 0 else output,
+            start_new_session=True,  # Ctrl-C is for this process, which passes it on
+        )
+    return Started([rank], process)
+
+
+def _under_srun(command: list[str], ranks: Ranks) -> Started:
+    if "SLURM_JOB_ID" not in os.environ:
+        raise UserError(f"trainer.num_nodes must be 1 outside of a SLURM job, got {ranks.nodes}")
+    first = _first_host(os.environ["SLURM_JOB_NODELIST"])
+    port = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+    sizes = [f"--nodes={ranks.nodes}", f"--ntasks={ranks.count}"]
+    process = subprocess.Popen(
+        ["srun", "--kill-on-bad-exit=1", *sizes, f"--ntasks-per-node={ranks.devices}", *command],
+        env={**_inherited(), "MASTER_ADDR": first, "MASTER_PORT": port},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    return Started(list(range(ranks.count)), process)
+
+
+def _inherited() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in (*PLACES, "HYDRA_FULL_ERROR")}
+
+
+def _first_host(nodes: str) -> str:
+    """Of a SLURM node list such as node[3-5,9]."""
+    found = subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+    )
+    return found.stdout.split()[0]
+
+
+def _until_all_ended(started: list[Started], stop: Stop, watch: Callable[[], None]) -> None:
+    passed_on, deadline = False, None
+    while any(one.process.poll() is None for one in started):
+        if stop.requested is not None and not passed_on:
+            passed_on = True
+            for one in started:
+                _signal(one, stop.requested)
+        if deadline is None and any(one.process.poll() for one in started):
+            deadline = time.monotonic() + GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            return  # they wait for one that is gone
+        watch()
+        time.sleep(POLL_S)
+
+
+def _signal(one: Started, signum: int) -> None:
+    if one.process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signum)
+
+
+def _result(folder: Path, started: list[Started], ranks: Ranks) -> dict[str, float]:
+    """The first process's metrics. Raises: why there are none."""
+    for one in started:
+        code = one.process.returncode
+        silent = len(one.ranks) == 1 and Outcome.read(folder, one.ranks[0]) is None
+        if silent and code < 0 and not one.killed:
+            raise RunFailed(
+                f"process {one.ranks[0] + 1} of {ranks.count} was ended by {signal.Signals(-code).name};"
+                " the same command goes on from the last checkpoint"
+            )
+    outcomes = {rank: Outcome.read(folder, rank) for rank in range(ranks.count)}
+    ended = {rank: found for rank, found in outcomes.items() if found is not None}
+    wrong = {rank: found for rank, found in ended.items() if found.kind != "finished"}
+    if wrong:
+        rank, outcome = min(wrong.items(), key=lambda item: item[1].time)
+        if outcome.kind == "error":
+            where = f"process {rank + 1} of {ranks.count}"
+            raise RunFailed(f"{where}: {outcome.message} (see {folder})")
+        raise outcome.error()
+    if len(ended) < ranks.count or ended[0].metrics is None:
+        codes = sorted({one.process.returncode for one in started})
+        raise RunFailed(
+            f"{ranks.count - len(ended)} of {ranks.count} processes ended without a word"
+            f" (exit codes {codes}; see {folder})"
+        )
+    return ended[0].metrics

@@ -1,0 +1,177 @@
+"""One process of a stage: `python -m rlhf_lightning.launch.rank FOLDER`, started by `parent` or by srun.
+
+Who it is comes from the environment (RANK, LOCAL_RANK, WORLD_SIZE, or SLURM's own), what it does from the orders.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.compose import build, load_saved
+from rlhf_lightning.config import RootConfig
+from rlhf_lightning.data.mixture import Mixture
+from rlhf_lightning.errors import Interrupted, Pruned
+from rlhf_lightning.launch.orders import Orders, Outcome
+from rlhf_lightning.plan import StagePlan
+from rlhf_lightning.processes import largest, wait_for_all
+from rlhf_lightning.runs import Run, Stop, graceful_signals
+
+PARENT_POLL_S = 0.5
+CONTROL = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
+
+
+def ranks(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
+    """This process's rank, its rank on its node, and how many there are."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if "RANK" not in environ:  # srun has started it
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+    rank, local, count = (int(environ[name]) for name in names)
+    return rank, local, count
+
+
+class AgreedStop(Stop):
+    """A stop that all processes obey at the same moment."""
+
+    def check(self) -> None:
+        """Raises: Interrupted, in all of them, if any was asked to stop. Call it equally often in each."""
+        signum = largest(self.requested or 0)
+        if signum:
+            raise Interrupted(signum)
+
+
+class RankRun(Run):
+    """The run as its processes see it: the parent owns it and writes its status."""
+
+    def __init__(self, orders: Orders) -> None:
+        path, task = Path(orders.path), orders.task
+        super().__init__(
+            path, task=task, name=orders.name, seed=orders.seed, identity=orders.identity
+        )
+        self.continued = orders.continued
+        self.pruned: dict[str, Any] = {}
+
+    def update(self, metrics: Mapping[str, Any] | None = None) -> None:
+        """Nothing: the parent looks whether the run is still its own, and ends this process if not."""
+
+    def prune(self, reason: str, metrics: Mapping[str, Any] | None = None) -> None:
+        """The sweep gave the run up; the parent is told with the outcome."""
+        self.pruned = dict(metrics or {})
+
+
+def main() -> None:
+    """Exit codes are those of `rlhf`; the outcome is in a file."""
+    folder = Path(sys.argv[1])
+    rank, local, count = ranks()
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(count)})
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _end_with_parent()
+    orders, root = Orders.read(folder), load_saved(folder / "config.yaml")
+    run = RankRun(orders)
+    _log_to_console(rank, run)
+    try:
+        with graceful_signals(AgreedStop()) as stop:
+            _join(folder, root, rank, count)
+            outcome = Outcome("finished", metrics=_do(orders, root, run, stop))
+            wait_for_all()
+    except BaseException as error:
+        outcome = Outcome.of(error)
+        if isinstance(error, Pruned):
+            outcome = Outcome("pruned", outcome.message, metrics=run.pruned, time=outcome.time)
+        if outcome.kind == "error":
+            traceback.print_exception(error)
+    outcome.write(folder, rank)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # not by way of destructors, which may wait for processes that are gone
+    os._exit(0 if outcome.kind == "finished" else 1)
+
+
+def _do(orders: Orders, root: RootConfig, run: RankRun, stop: Stop) -> dict[str, float]:
+    mixture = Mixture(root.mix, root.seed)
+    if orders.task == "generate":
+        from rlhf_lightning.tasks.generate import run as generate
+
+        plan = StagePlan(
+            orders.task,
+            orders.round,
+            root,
+            orders.identity,
+            dict(orders.artifacts()),
+            Path(orders.path),
+        )
+        return generate(plan, mixture, stop)
+    from rlhf_lightning.tasks.perform import perform
+
+    return perform(
+        orders.task,
+        orders.round,
+        root,
+        run,
+        orders.artifacts(),
+        mixture,
+        stop,
+        build,
+        before_s=orders.duration_s,
+    )
+
+
+def _join(folder: Path, root: RootConfig, rank: int, count: int) -> None:
+    """Meet the other processes."""
+    import torch
+
+    from rlhf_lightning.tasks.job import device_for
+
+    device = device_for(root.trainer)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # numbers of the host go by gloo, also where the weights' go by NCCL
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # a file needs no port; over several nodes srun's job has one
+    address = "env://" if "MASTER_ADDR" in os.environ else None
+    torch.distributed.init_process_group(
+        backend,
+        init_method=address or f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=count,
+        timeout=timedelta(minutes=root.strategy.timeout_minutes),
+    )
+
+
+def _log_to_console(rank: int, run: Run) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if rank == 0 and run.path.is_dir():
+        handlers.append(logging.FileHandler(run.log, encoding="utf-8"))
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=handlers)
+
+
+def _end_with_parent() -> None:
+    """Die when the parent dies: another process may own the run a moment later."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(CONTROL, signal.SIGKILL)
+
+    def watch() -> None:
+        waiting = threading.Event()
+        while os.getppid() == parent:
+            waiting.wait(PARENT_POLL_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The processes that train one model together: who this one is, what it computes, what all of them know.
+
+Every process makes the whole global batch (text is cheap), computes its share of the rows, and gathers what the others
+computed: what is decided from it is then decided alike everywhere. In one process everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum over processes; `x` itself stays as it is."""
+    if world_size() == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers."""
+    if world_size() == 1:
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def gather(item: T) -> list[T]:
+    """What each process has, in the order of ranks."""
+    if world_size() == 1:
+        return [item]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, item)
+    return found
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def share(count: int) -> list[int]:
+    """The rows of `count` that this process computes: every W-th, equally many everywhere.
+
+    Where W does not divide `count` the last row is computed more than once; `in_order` drops the copies.
+    """
+    size = world_size()
+    return [min(rank() + i * size, count - 1) for i in range(math.ceil(count / size))]
+
+
+def in_order(parts: Sequence[Sequence[T]], count: int) -> list[T]:
+    """The rows of all processes' shares (`gather`ed) in their own order, each once."""
+    size = len(parts)
+    return [parts[i % size][i // size] for i in range(count)]
+
+
+def shares(items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+    """This process's items, and whether each counts: all processes get equally many.
+
+    One that does not count is there so that nobody waits for a forward pass that never comes.
+    """
+    size = world_size()
+    for start in range(0, len(items), size):
+        place = start + rank()
+        yield (items[place], True) if place < len(items) else (items[-1], False)
+
+
+def piece_size(count: int, limit: int) -> int:
+    """Rows of one forward pass, at most `limit`, such that `count` rows are equally many passes in each process."""
+    size = world_size()
+    if size == 1:
+        return limit
+    passes = max(math.ceil(count / (size * limit)), 1)
+    return max(math.ceil(count / (size * passes)), 1)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the weights are spread over processes, so that a forward pass is work that all must do together."""
+    return any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in module.parameters())

@@ -1,0 +1,35 @@
+"""The Lightning strategy of the settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+
+from rlhf_lightning.config import StrategyConfig
+
+
+def trainer_options(settings: StrategyConfig, *, grad_clip: float) -> dict[str, Any]:
+    """What the Trainer gets besides its own keys: nothing in one process.
+
+    `grad_clip` is for strategies that clip by themselves.
+    """
+    if settings.name == "single":
+        return {}
+    # the processes are there already, and are told who they are as torchrun does it
+    return {"strategy": _strategy(settings, grad_clip), "plugins": [TorchElasticEnvironment()]}
+
+
+def _strategy(settings: StrategyConfig, grad_clip: float) -> Any:
+    if settings.name == "ddp":
+        from rlhf_lightning.strategies.data_parallel import DataParallel
+
+        return DataParallel()
+    if settings.name == "fsdp2":
+        from rlhf_lightning.strategies.sharded import Sharded
+
+        return Sharded(offload=settings.offload)
+    from rlhf_lightning.strategies.deepspeed import ZeRO
+
+    stage = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}[settings.name]
+    return ZeRO(stage, offload=settings.offload, grad_clip=grad_clip)

@@ -1,0 +1,143 @@
+"""The three stages at toy size, under any strategy: trained straight, and trained with a stop in the middle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rlhf_lightning.callbacks.checkpointing import find_checkpoint, save_checkpoint
+from rlhf_lightning.config import PTXConfig, RewardConfig, ScheduleConfig, SFTConfig, StrategyConfig
+from rlhf_lightning.data.collate import pack
+from rlhf_lightning.data.datamodule import StageData
+from rlhf_lightning.data.loader import BatchLoader, ResumableLoader
+from rlhf_lightning.processes import is_sharded
+from rlhf_lightning.stages.reward_model import RewardModule
+from rlhf_lightning.stages.sft import SFTModule
+from rlhf_lightning.stages.updates import trained
+from rlhf_lightning.strategies.build import trainer_options
+from tests.stages import test_ppo as ppo_of
+from tests.stages.test_reward_model import comparisons
+from tests.stages.test_sft import documents
+from tests.tiny import PAD, tiny_policy, tiny_scorer
+
+STEPS = {"sft": 11, "reward": 11, "ppo": 6}
+"""Training batches; an iteration of PPO is two optimizer steps."""
+CONSTANT = ScheduleConfig(name="constant", final_fraction=1.0)
+ADAM = partial(torch.optim.Adam, lr=1e-3, eps=1e-5)
+
+
+def module(stage: str, **changes: Any) -> LightningModule:
+    if stage == "sft":
+        hp = SFTConfig(global_batch_size=8, micro_batch_size=2, max_length=16, schedule=CONSTANT)
+        return SFTModule(hp, tiny_policy(), ADAM, total_steps=STEPS[stage])
+    if stage == "reward":
+        reward = RewardConfig(global_batch_size=8, micro_batch_size=3, schedule=CONSTANT)
+        return RewardModule(reward, tiny_scorer(), ADAM, total_steps=STEPS[stage])
+    from dataclasses import replace
+
+    settings = {"iterations": STEPS["ppo"], "minibatch_size": 8, "micro_batch_size": 3}
+    settings |= {"rollout_batch_size": 3, "normalize_scores": True, "ratio_tolerance": 1e-3}
+    settings |= {"ptx": PTXConfig(coef=0.5)}
+    return ppo_of.module(replace(ppo_of.HP, **(settings | changes)), optimizer=ADAM)
+
+
+def batch(stage: str, number: int) -> Any:
+    if stage == "sft":  # five documents and odd rows: the processes do not get equally many
+        return pack(documents([9, 7, 5, 4, 3, 3, 8], seed=number), 16, PAD)
+    if stage == "reward":
+        return comparisons()
+    return ppo_of.batches(number + 1, text=True)[number]
+
+
+@dataclass
+class Kept(Callback):
+    """What one training run left."""
+
+    folder: Path | None = None
+    save_after: int | None = None
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    first: list[torch.Tensor] = field(default_factory=list)
+    last: list[torch.Tensor] = field(default_factory=list)
+    frozen_sharded: bool = False
+
+    def on_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics.append(
+            {name: value for name, value in metrics.items() if not name.startswith("time/")}
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:
+            self.first = whole(pl_module)
+        if batch_idx + 1 == self.save_after:
+            assert self.folder is not None
+            save_checkpoint(trainer, self.folder)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.last = whole(pl_module)
+        reference = getattr(pl_module, "_frozen", (None,))[0]
+        self.frozen_sharded = reference is not None and is_sharded(reference)
+
+
+def whole(pl_module: Any) -> list[torch.Tensor]:
+    """All that is trained, put together again."""
+    from rlhf_lightning.strategies.sharding import gathered
+
+    return [gathered(p, keep=True).clone() for p in trained(pl_module)]
+
+
+def train(
+    stage: str,
+    strategy: StrategyConfig,
+    *,
+    folder: Path,
+    save_after: int | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """One training run; from the checkpoint in `folder` if there is one."""
+    kept = Kept(folder, save_after)
+    trained_module = module(stage, **changes)
+    devices = 1 if strategy.name == "single" else 2
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[kept],
+        **trainer_options(strategy, grad_clip=1.0),
+    )
+    train_loader = ResumableLoader(lambda i: batch(stage, i), STEPS[stage])
+    prompts = (lambda i: batch(stage, i).prompts) if stage == "ppo" else (lambda i: batch(stage, i))
+    validation = BatchLoader(prompts, 1)
+    checkpoint = find_checkpoint(folder)
+    if checkpoint is None:
+        trainer.validate(trained_module, validation, verbose=False)
+    trainer.fit(
+        trained_module,
+        StageData(train_loader, validation),
+        ckpt_path=checkpoint,
+        weights_only=True if checkpoint else None,
+    )
+    trainer.validate(trained_module, validation, verbose=False)
+    return {
+        "metrics": kept.metrics,
+        "first": kept.first,
+        "last": kept.last,
+        "frozen_sharded": kept.frozen_sharded,
+    }
+
+
+def straight_and_resumed(stage: str, strategy: StrategyConfig, folder: Path) -> dict[str, Any]:
+    """A run from beginning to end, which leaves a checkpoint half way, and one that goes on from there."""
+    straight = train(stage, strategy, folder=folder / stage, save_after=STEPS[stage] // 2)
+    return {"straight": straight, "resumed": train(stage, strategy, folder=folder / stage)}

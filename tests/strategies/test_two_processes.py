@@ -1,0 +1,62 @@
+"""Two processes compute what one computes: first step, ten more, a stop in the middle. On toy models, forked."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_lightning.config import StrategyConfig
+from tests.strategies.ranks import in_ranks
+from tests.strategies.stages import STEPS, straight_and_resumed, train
+
+FAST = [("ddp", "sft"), ("ddp", "reward"), ("ddp", "ppo"), ("fsdp2", "ppo")]
+SLOW = [("fsdp2", "sft"), ("fsdp2", "reward")]
+SLOW += [(f"deepspeed_zero{n}", stage) for n in (2, 3) for stage in ("sft", "reward", "ppo")]
+
+
+@cache
+def alone(stage: str, folder: Path) -> dict[str, Any]:
+    """The stage in one process."""
+    return train(stage, StrategyConfig(), folder=folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("alone")
+
+
+def furthest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
+def test_two_processes_train_as_one_does_and_go_on_where_they_stopped(
+    name: str, stage: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name.startswith("deepspeed"):
+        if find_spec("deepspeed") is None:
+            pytest.skip("deepspeed is not installed")
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    strategy = StrategyConfig(name=name)
+    ranks = in_ranks(lambda place: straight_and_resumed(stage, strategy, place), tmp_path)
+    straight, resumed = ranks[0]["straight"], ranks[0]["resumed"]
+    one = alone(stage, folder)
+    # Adam moves a weight by up to lr = 1e-3 a step: 1e-5 and 1e-3 after 1 and 11 steps are far below that
+    assert furthest(one["first"], one["last"]) > 5e-3
+    assert furthest(straight["first"], one["first"]) < 1e-5
+    assert furthest(straight["last"], one["last"]) < 1e-3
+    assert len(straight["metrics"]) == len(one["metrics"]) >= STEPS[stage] + 2
+    for own, expected in zip(straight["metrics"], one["metrics"], strict=True):
+        assert own == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    # exactly: not one bit, and the processes hold the same
+    assert furthest(resumed["last"], straight["last"]) == 0
+    assert furthest(ranks[1]["straight"]["last"], straight["last"]) == 0
+    assert straight["frozen_sharded"] == (stage == "ppo" and strategy.shards_weights)
