@@ -112,7 +112,8 @@ class Checkpointing(pl.Callback):
 
     def _requested(self) -> int | None:
         # all processes obey at the same step: each asks equally often
-        return largest((self.stop and self.stop.requested) or 0) or None
+        own = None if self.stop is None else self.stop.requested
+        return largest(own or 0) or None
 
     def _take_signals_back(self) -> None:
         # Lightning has put handlers of its own in front since on_fit_start: its SIGTERM leaves a validation half-way

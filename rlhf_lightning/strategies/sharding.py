@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ def _shard(module: nn.Module, options: dict[str, Any]) -> None:
 def gathered(parameter: Tensor, *, keep: bool) -> Tensor:
     """All of a weight, on the host where it is kept (else empty). All processes take part."""
     if isinstance(parameter, DTensor):
-        full = parameter.detach().full_tensor()
+        full = cast("DTensor", parameter.detach()).full_tensor()
     elif hasattr(parameter, "ds_id"):
         import deepspeed
 
