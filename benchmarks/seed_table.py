@@ -29,14 +29,13 @@ def main(folders: list[str]) -> None:
     """Print the table as Markdown."""
     runs = [json.loads((Path(f) / "metrics.json").read_text(encoding="utf-8")) for f in folders]
     runs = sorted((r for r in runs if r["status"] == "finished"), key=lambda r: r["seed"])
-    print("| seed | " + " | ".join(COLUMNS) + " | minutes |")
-    print("|---|" + "---|" * (len(COLUMNS) + 1))
+    print("| seed | " + " | ".join(COLUMNS) + " |")
+    print("|---|" + "---|" * len(COLUMNS))
     for run in runs:
         cells = [f"{run['metrics'][key]:.3f}" for key in COLUMNS.values()]
-        print(f"| {run['seed']} | " + " | ".join(cells) + f" | {run['duration_s'] / 60:.1f} |")
+        print(f"| {run['seed']} | " + " | ".join(cells) + " |")
     if len(runs) > 1:
         columns = [[r["metrics"][key] for r in runs] for key in COLUMNS.values()]
-        columns.append([r["duration_s"] / 60 for r in runs])
         spread = [f"{statistics.mean(c):.2f} ± {statistics.stdev(c):.2f}" for c in columns]
         print("| mean ± sd | " + " | ".join(spread) + " |")
 
