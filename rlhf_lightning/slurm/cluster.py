@@ -13,6 +13,9 @@ from rlhf_lightning.errors import UserError
 COMMANDS = ("sinfo", "sbatch", "squeue", "scontrol")
 TIMEOUT_S = 60.0
 
+RUNS = ("RUNNING", "SIGNALING", "RESIZING", "CONFIGURING", "SUSPENDED", "STOPPED")
+"""States of a job that nobody has ended; SIGNALING is one that SLURM is warning at this moment."""
+
 
 class NoAnswer(RuntimeError):
     """SLURM could not be asked at this moment."""
@@ -96,7 +99,7 @@ class Standing:
         """
         if self.restarts > restarts:
             return False
-        return self.state == "RUNNING" or self.reason == "TimeLimit" or self.state == "TIMEOUT"
+        return self.state in RUNS or self.reason == "TimeLimit" or self.state == "TIMEOUT"
 
 
 def standing(job: str) -> Standing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from rlhf_lightning.config import SlurmConfig
 from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.slurm.folder import JobFolder
 from rlhf_lightning.slurm.task import run_folder
+
+PYTHON = f"""sh -c 'trap "" USR1; exec "$@"' sh {shlex.quote(sys.executable)}"""
+"""A warning that comes before our handlers are there is ignored, not fatal: at the limit itself a job goes back too."""
 
 
 def require_submitit(key: str) -> None:
@@ -51,7 +55,7 @@ def submit(
     scripts = folders[0].path.parent / "submitit"
     scripts.mkdir(parents=True, exist_ok=True)
     # our task does the requeueing: submitit's own knows nothing of checkpoints
-    executor = SlurmExecutor(folder=scripts, max_num_timeout=0)
+    executor = SlurmExecutor(folder=scripts, max_num_timeout=0, python=PYTHON)
     executor.update_parameters(**parameters(settings, name=name, after=after))
     paths = [str(folder.path) for folder in folders]
     try:

@@ -26,6 +26,7 @@ from tests.harness import ROOT
     ("state", "reason", "restarts", "again"),
     [
         ("RUNNING", "None", 0, True),  # warned before the time limit, or preempted with some grace
+        ("SIGNALING", "None", 0, True),  # ... and so quick that the warning is still under way
         ("COMPLETING", "TimeLimit", 0, True),  # the checkpoint took longer than the warning
         ("COMPLETING", "None", 0, False),  # scancel
         ("COMPLETING", "None", 1, False),  # scontrol requeue: SLURM is at it already
