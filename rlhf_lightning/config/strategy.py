@@ -57,9 +57,11 @@ def check_processes(strategy: StrategyConfig, trainer: Mapping[str, Any]) -> Non
     devices: Any = trainer.get("devices", 1)
     nodes: Any = trainer.get("num_nodes", 1)
     if strategy.name == "single":
-        listed = isinstance(devices, list) and len(cast("list[Any]", devices)) == 1
+        one = str(devices) == "1" or (
+            isinstance(devices, list) and len(cast("list[Any]", devices)) == 1
+        )
         rule = "1, or a list of one device, where strategy=single"
-        require(listed or str(devices) == "1", "trainer.devices", rule, trainer.get("devices"))
+        require(one, "trainer.devices", rule, trainer.get("devices"))
         require(nodes == 1, "trainer.num_nodes", "1 where strategy=single", nodes)
     else:
         rule = "a number of processes on each node, >= 1"
