@@ -59,7 +59,7 @@ def check_processes(strategy: StrategyConfig, trainer: Mapping[str, Any]) -> Non
     if strategy.name == "single":
         listed = isinstance(devices, list) and len(cast("list[Any]", devices)) == 1
         rule = "1, or a list of one device, where strategy=single"
-        require(listed or str(devices) == "1", "trainer.devices", rule, trainer.get("devices"))
+        require(listed or devices in (1, "1"), "trainer.devices", rule, trainer.get("devices"))
         require(nodes == 1, "trainer.num_nodes", "1 where strategy=single", nodes)
     else:
         rule = "a number of processes on each node, >= 1"
