@@ -244,9 +244,8 @@ def test_two_rounds_collect_from_the_current_policy(pipeline_outputs: Path) -> N
     prompts = [
         {
             json.loads(line)["prompt"][-1]["content"]
-            for line in (runs[0] / f"round-{r}/reward/data/comparisons_train.jsonl")
-            .read_text()
-            .splitlines()
+            # a line ends at \n alone: splitlines() would break at other marks that a model may say
+            for line in (runs[0] / f"round-{r}/reward/data/comparisons_train.jsonl").open()
         }
         for r in (1, 2)
     ]

@@ -57,11 +57,9 @@ def check_processes(strategy: StrategyConfig, trainer: Mapping[str, Any]) -> Non
     devices: Any = trainer.get("devices", 1)
     nodes: Any = trainer.get("num_nodes", 1)
     if strategy.name == "single":
-        one = str(devices) == "1" or (
-            isinstance(devices, list) and len(cast("list[Any]", devices)) == 1
-        )
+        listed = isinstance(devices, list) and len(cast("list[Any]", devices)) == 1
         rule = "1, or a list of one device, where strategy=single"
-        require(one, "trainer.devices", rule, trainer.get("devices"))
+        require(listed or devices in (1, "1"), "trainer.devices", rule, trainer.get("devices"))
         require(nodes == 1, "trainer.num_nodes", "1 where strategy=single", nodes)
     else:
         rule = "a number of processes on each node, >= 1"
