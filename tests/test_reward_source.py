@@ -252,10 +252,7 @@ def test_ppo_runs_without_any_reward_stage(without_reward: Path) -> None:
 
 def test_known_scores_are_measured_for_every_model_and_row(without_reward: Path) -> None:
     metrics = json.loads((without_reward / "metrics.json").read_text())["metrics"]
-    rows = [
-        json.loads(line)
-        for line in (without_reward / "evaluate/samples.jsonl").read_text().splitlines()
-    ]
+    rows = [json.loads(line) for line in (without_reward / "evaluate/samples.jsonl").open()]
     means = {}
     for name in ("base", "sft", "ppo"):
         mine = [row for row in rows if row["model"] == name]

@@ -125,10 +125,7 @@ def test_rankings_alone_train_a_reward_model(trained: Path) -> None:
 
 def test_the_length_baseline_leaves_out_what_did_not_fit(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())["metrics"]
-    rows = [
-        json.loads(line)
-        for line in (trained / "data/comparisons_validation.jsonl").read_text().splitlines()
-    ]
+    rows = [json.loads(line) for line in (trained / "data/comparisons_validation.jsonl").open()]
     assert "completions too long to be scored" in (trained / "log.txt").read_text()
     # of three completions the long one does not fit: one pair is left, and the shorter one wins it
     assert metrics["reward/pairs"] == len(rows)

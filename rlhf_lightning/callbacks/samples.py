@@ -56,8 +56,9 @@ class SampleTables(pl.Callback):
         if not self.path.exists():
             return
         text = self.path.read_text(encoding="utf-8")
-        lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        # not splitlines(): a response may hold other marks that it would break at
+        lines = text.split("\n")[:-1]
+        kept = [f"{line}\n" for line in lines if json.loads(line)["step"] <= step]
         temporary = self.path.with_suffix(".part")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, self.path)

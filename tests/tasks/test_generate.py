@@ -55,7 +55,7 @@ def rows_of(tmp_path: Path, models: Path, *overrides: str, name: str = "out.json
         "generate.max_response_tokens=8",
         *overrides,
     )
-    return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+    return [json.loads(line) for line in (tmp_path / name).open()]
 
 
 def test_every_prompt_gets_its_samples_in_order_with_scores(tmp_path: Path, models: Path) -> None:
@@ -320,5 +320,5 @@ def test_a_model_of_the_hub_speaks_with_its_own_weights(tmp_path: Path, models: 
         "generate.max_response_tokens=8", greedy,
         "sft.max_length=64", "pretrain.max_length=64", "ppo.max_prompt_tokens=20",
     )  # fmt: skip
-    own = [json.loads(line) for line in (tmp_path / "own").read_text().splitlines()]
+    own = [json.loads(line) for line in (tmp_path / "own").open()]
     assert [row["response"] for row in own] == [row["response"] for row in named]
