@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rlhf_lightning import compose
 from rlhf_lightning.pipeline import run_task
@@ -55,6 +57,11 @@ def wait_for(
             process.communicate()
             raise AssertionError("the condition never came true")
         time.sleep(0.01)
+
+
+def json_lines(path: Path) -> list[Any]:
+    """The rows of a JSON Lines file. A line ends at \\n alone: splitlines() breaks at marks that a model may say."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def only(folder: Path) -> Path:

@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_lightning import compose
 from rlhf_lightning.errors import UserError
-from tests.harness import only, rlhf, rlhf_here, start
+from tests.harness import json_lines, only, rlhf, rlhf_here, start
 
 REQUIRED = (
     [
@@ -243,9 +243,8 @@ def test_two_rounds_collect_from_the_current_policy(pipeline_outputs: Path) -> N
     assert second["identity"]["parents"]["policy"] == first_ppo["hash"]
     prompts = [
         {
-            json.loads(line)["prompt"][-1]["content"]
-            # a line ends at \n alone: splitlines() would break at other marks that a model may say
-            for line in (runs[0] / f"round-{r}/reward/data/comparisons_train.jsonl").open()
+            row["prompt"][-1]["content"]
+            for row in json_lines(runs[0] / f"round-{r}/reward/data/comparisons_train.jsonl")
         }
         for r in (1, 2)
     ]

@@ -15,7 +15,7 @@ from rlhf_lightning.config.reward_source import role_of
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.plan import Planner, StagePlan
 from rlhf_lightning.runs import Artifact, run_hash
-from tests.harness import only, rlhf_here
+from tests.harness import json_lines, only, rlhf_here
 from tests.rewards.test_external import llama, saved, their_tokenizer
 from tests.test_config import complaint
 
@@ -252,7 +252,7 @@ def test_ppo_runs_without_any_reward_stage(without_reward: Path) -> None:
 
 def test_known_scores_are_measured_for_every_model_and_row(without_reward: Path) -> None:
     metrics = json.loads((without_reward / "metrics.json").read_text())["metrics"]
-    rows = [json.loads(line) for line in (without_reward / "evaluate/samples.jsonl").open()]
+    rows = json_lines(without_reward / "evaluate/samples.jsonl")
     means = {}
     for name in ("base", "sft", "ppo"):
         mine = [row for row in rows if row["model"] == name]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rlhf_lightning.tasks.reward_metrics import Judged, split_metrics
-from tests.harness import only, rlhf_here
+from tests.harness import json_lines, only, rlhf_here
 
 
 def judged(scores: list[float], ranks: list[int], texts: list[str], **more: Any) -> Judged:
@@ -125,7 +125,7 @@ def test_rankings_alone_train_a_reward_model(trained: Path) -> None:
 
 def test_the_length_baseline_leaves_out_what_did_not_fit(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())["metrics"]
-    rows = [json.loads(line) for line in (trained / "data/comparisons_validation.jsonl").open()]
+    rows = json_lines(trained / "data/comparisons_validation.jsonl")
     assert "completions too long to be scored" in (trained / "log.txt").read_text()
     # of three completions the long one does not fit: one pair is left, and the shorter one wins it
     assert metrics["reward/pairs"] == len(rows)

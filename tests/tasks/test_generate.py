@@ -16,7 +16,7 @@ from rlhf_lightning.data.encode import encode_prompts
 from rlhf_lightning.errors import Interrupted, UserError
 from rlhf_lightning.tasks import generate
 from rlhf_lightning.tasks.generate_output import printed, written
-from tests.harness import rlhf_here
+from tests.harness import json_lines, rlhf_here
 
 QUESTIONS = ["What does the fox eat?", "Hello!", "Give me three facts about the hen."]
 
@@ -55,7 +55,7 @@ def rows_of(tmp_path: Path, models: Path, *overrides: str, name: str = "out.json
         "generate.max_response_tokens=8",
         *overrides,
     )
-    return [json.loads(line) for line in (tmp_path / name).open()]
+    return json_lines(tmp_path / name)
 
 
 def test_every_prompt_gets_its_samples_in_order_with_scores(tmp_path: Path, models: Path) -> None:
@@ -320,5 +320,5 @@ def test_a_model_of_the_hub_speaks_with_its_own_weights(tmp_path: Path, models: 
         "generate.max_response_tokens=8", greedy,
         "sft.max_length=64", "pretrain.max_length=64", "ppo.max_prompt_tokens=20",
     )  # fmt: skip
-    own = [json.loads(line) for line in (tmp_path / "own").open()]
+    own = json_lines(tmp_path / "own")
     assert [row["response"] for row in own] == [row["response"] for row in named]
