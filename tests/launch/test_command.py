@@ -168,8 +168,8 @@ def test_each_trial_of_a_search_trains_two_processes_of_one_config(tmp_path: Pat
             str(sweep),
             "--config-name",
             "best",
-        ]
-        + ["run_dir=again"],
+            "run_dir=again",
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
