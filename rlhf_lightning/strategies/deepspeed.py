@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,9 @@ class ZeRO(PartsOnDisk):
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # 2026-11, deepspeed 0.19.8 with torch 2.13: two collectives by their old names, at every call
+        warnings.filterwarnings("ignore", message=r".*_into_tensor` is deprecated")
+        warnings.filterwarnings("ignore", message=r".*reduce_scatter_tensor` is deprecated")
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         config = self._config()
         if self.stage == 3:  # weight by weight: no device ever holds the whole model

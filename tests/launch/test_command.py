@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 from safetensors.torch import load_file
 
-from tests.harness import only, rlhf, start, wait_for
-from tests.sweeps.test_command import OPTUNA, saved
+from tests.harness import ROOT, only, rlhf, start, wait_for
+from tests.sweeps.test_command import OPTUNA
 
 TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
 STOPS = ("ppo.iterations=9", "ppo.checkpoint_every=2", "ppo.eval_every=100")
@@ -156,7 +159,24 @@ def test_each_trial_of_a_search_trains_two_processes_of_one_config(tmp_path: Pat
         assert identity["world_size"] == 2
         rates.add(identity["pretrain"]["optimizer"]["lr"])
     assert rates == {1e-2, 1e-3}
-    again = saved(tmp_path, sweep, "run_dir=again")
+    again = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "rlhf_lightning",
+            "--config-dir",
+            str(sweep),
+            "--config-name",
+            "best",
+            "run_dir=again",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert again.returncode == 0, again.stderr
     best = min(record["values"]["pretrain/val_loss"] for record in records)
     repeated = json.loads((tmp_path / "again" / "metrics.json").read_text())["metrics"]
