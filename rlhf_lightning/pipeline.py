@@ -9,7 +9,6 @@ import importlib
 import logging
 import math
 import shlex
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -204,13 +203,12 @@ def _do(
     plan: StagePlan, root: RootConfig, run: Run, mixture: Mixture, stop: Stop
 ) -> dict[str, float]:
     """The task itself, with its parents verified: here, or in processes of its own."""
-    start = time.monotonic()
     parents = {role: artifact(plan, role) for role in plan.parents}
     if root.strategy.name == "single":
         # everything above answers without torch; from here on weights are loaded
         from rlhf_lightning.tasks.perform import perform
 
-        before = run.duration_s - (time.monotonic() - start)
+        before = run.duration_s
         return perform(
             plan.task, plan.round, root, run, parents, mixture, stop, build, before_s=before
         )

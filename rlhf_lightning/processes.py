@@ -100,6 +100,14 @@ def piece_size(count: int, limit: int) -> int:
     return max(math.ceil(count / (size * passes)), 1)
 
 
+def step_if_finite(optimizer: Any, norm: float) -> float:
+    """Step and clear the gradients, unless their norm, the same in all processes, is not finite; returns the norm."""
+    if math.isfinite(norm):
+        optimizer.step()
+        optimizer.zero_grad()
+    return norm
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether the weights are spread over processes, so that a forward pass is work that all must do together."""
     return any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in module.parameters())

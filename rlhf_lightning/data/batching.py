@@ -1,4 +1,4 @@
-"""The loaders of each stage. Batch i is a function of i, the seed and the rank, so any batch can be made alone."""
+"""The loaders of each stage. Batch i is a function of i and the seed, so any batch can be made alone."""
 
 from __future__ import annotations
 
@@ -37,11 +37,9 @@ def sft_batches(
     hp: SFTConfig,
     split: str,
     seed: int,
-    rank: int = 0,
-    world_size: int = 1,
     prefetch: int = 0,
 ) -> BatchLoader:
-    """Loader of `SFTBatch`, one for each optimizer step: this rank's share of the global batch, packed.
+    """Loader of `SFTBatch`, one for each optimizer step: the global batch, packed.
 
     The training split gives `hp.epochs` passes over `hp.examples` examples (or all of a smaller finite source) as a
     `ResumableLoader`; another split gives `hp.eval_examples` once. The last batch may be smaller. `kind` is
@@ -55,7 +53,7 @@ def sft_batches(
     stream = _Stream(examples, hp.epochs if train else 1, seed, hp.global_batch_size)
 
     def make_batch(number: int) -> Counted:
-        indices = stream.share(number, rank, world_size)
+        indices = stream.batch(number)
         records = [mixture.record(kind, split, index) for index in indices]
         batch, counts = _packed(records, tokenizer, hp.max_length, mixture.over_long)
         if indices and counts["too_long"] == len(indices):
@@ -74,11 +72,9 @@ def prompt_batches(
     *,
     hp: PPOConfig,
     start: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
     prefetch: int = 0,
 ) -> ResumableLoader:
-    """Loader of `PPOBatch`, one for each iteration: this rank's share of the prompts, and of the text for PPO-ptx.
+    """Loader of `PPOBatch`, one for each iteration: its prompts, and the text for PPO-ptx.
 
     Training prompts start, start + 1, ... are used (another `start` for another round). The run's prompt j is the
     first of j, j + N, j + 2N, ... (N: all prompts of the run) that has at most `hp.max_prompt_tokens` tokens. Text is
@@ -98,7 +94,7 @@ def prompt_batches(
         prompts, passed_over = fitting_prompts(
             mixture,
             tokenizer,
-            range(first + rank, first + each, world_size),
+            range(first, first + each),
             hp.iterations * each,
             hp.max_prompt_tokens,
         )
@@ -106,7 +102,7 @@ def prompt_batches(
         batch = PPOBatch(collate.collate_prompts(ids, records, _pad(tokenizer)))
         counts = {"prompts": len(prompts), **passed_over}
         if texts:
-            indices = range(number * texts + rank, (number + 1) * texts, world_size)
+            indices = range(number * texts, (number + 1) * texts)
             documents = [mixture.record("text", "train", start + index) for index in indices]
             length = hp.max_prompt_tokens + hp.max_response_tokens
             batch.pretraining, found = _packed(documents, tokenizer, length, mixture.over_long)
@@ -131,11 +127,9 @@ def comparison_batches(
     seed: int,
     train: bool = True,
     over_long: str = "drop",
-    rank: int = 0,
-    world_size: int = 1,
     prefetch: int = 0,
 ) -> BatchLoader:
-    """Loader of `ComparisonBatch`, one for each optimizer step: all completions of this rank's share of the prompts.
+    """Loader of `ComparisonBatch`, one for each optimizer step: all completions of its prompts.
 
     A completion that is longer than `max_length` together with its prompt is dropped with its pairs, a prompt that
     keeps no pair is dropped whole; with `over_long=cut` both are cut first. Training takes `hp.epochs`
@@ -150,7 +144,7 @@ def comparison_batches(
     stream = _Stream(len(records), hp.epochs if train else 1, seed, hp.global_batch_size)
 
     def make_batch(number: int) -> Counted:
-        chosen = [records[index] for index in stream.share(number, rank, world_size)]
+        chosen = [records[index] for index in stream.batch(number)]
         cut = 0
         if over_long == "cut":
             chosen, cut = cut_comparisons(chosen, tokenizer, max_length)
@@ -183,11 +177,11 @@ class _Stream:
     def __len__(self) -> int:
         return math.ceil(self._examples * self._epochs / self._batch)
 
-    def share(self, number: int, rank: int, world_size: int) -> list[int]:
-        """The example indices of this rank in global batch `number`."""
+    def batch(self, number: int) -> list[int]:
+        """The example indices of global batch `number`."""
         start = number * self._batch
         stop = min(start + self._batch, self._examples * self._epochs)
-        return [self._index(position) for position in range(start + rank, stop, world_size)]
+        return [self._index(position) for position in range(start, stop)]
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, self._examples)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.evaluation.data_report_statistics import ComparisonCounts, Lengths, edges_for
+from rlhf_lightning.evaluation.page import inline, render_page
 from rlhf_lightning.evaluation.report import count, number, percent
 from rlhf_lightning.evaluation.style import (
     COLOURS,
     INK,
     MUTED,
     axes,
-    figure_to_svg,
     new_figure,
 )
 
@@ -132,20 +132,10 @@ class DataReport:
 
 def render(report: DataReport) -> str:
     """The page as text, which needs no other file and no network; what comes from data is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("rlhf_lightning.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, percent=percent, count=count, visible=visible)
-    # matplotlib escapes the texts in it
-    figures = [(kind, Markup(figure_to_svg(f))) for kind, f in length_figures(report.parts).items()]  # noqa: S704
-    return environment.get_template("data_report.html").render(
+    figures = [(kind, inline(figure)) for kind, figure in length_figures(report.parts).items()]
+    return render_page(
+        "data_report.html",
+        (number, percent, count, visible),
         report=report,
         comparing=[part for part in report.parts if part.comparisons],
         sampled=[part for part in report.parts if part.size is None],

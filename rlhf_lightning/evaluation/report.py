@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.evaluation.page import inline, render_page
 from rlhf_lightning.evaluation.samples import ModelSamples
-from rlhf_lightning.evaluation.style import figure_to_svg
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 NOT_A_NUMBER = "n/a"
@@ -95,18 +94,10 @@ def write_report(path: Path | str, data: ReportData) -> Path:
 
 def render_report(data: ReportData) -> str:
     """The page as text. Everything that comes from data is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("rlhf_lightning.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, percent=percent, count=count, duration=duration)
-    figures = [(f.title, _inline(f.figure), f.caption) for f in data.figures]
-    return environment.get_template("report.html").render(
+    figures = [(f.title, inline(f.figure), f.caption) for f in data.figures]
+    return render_page(
+        "report.html",
+        (number, percent, count, duration),
         data=data,
         metrics=dict(data.metrics),
         models=[m for m in data.models if f"{m}/gold_score" in data.metrics],
@@ -117,12 +108,6 @@ def render_report(data: ReportData) -> str:
         figures=figures,
         table=sorted(data.metrics.items()),
     )
-
-
-def _inline(figure: Figure) -> Markup:
-    from markupsafe import Markup
-
-    return Markup(figure_to_svg(figure))  # noqa: S704 (matplotlib escapes the texts in it)
 
 
 def turns_of(samples: Sequence[ModelSamples], shown: int) -> list[Turn]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_lightning.evaluation.curves import Curves
+from rlhf_lightning.evaluation.page import inline, render_page
 from rlhf_lightning.evaluation.report import count, duration, number
-from rlhf_lightning.evaluation.style import figure_to_svg
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 """Optuna's names, in the order in which they are shown."""
@@ -100,26 +100,14 @@ class SweepReport:
 
 def render(report: SweepReport) -> str:
     """The page as text, which needs no other file and no network; what comes from data is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
     from rlhf_lightning.evaluation.sweep_figures import figures_of
 
-    environment = Environment(
-        loader=PackageLoader("rlhf_lightning.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number, count=count, duration=duration, parameter=parameter, excess=excess
-    )
     figures = [
-        (title, Markup(figure_to_svg(figure)) if figure else None, caption)  # noqa: S704 (matplotlib escapes the texts in it)
+        (title, inline(figure) if figure else None, caption)
         for title, figure, caption in figures_of(report)
     ]
-    return environment.get_template("sweep_report.html").render(report=report, figures=figures)
+    filters = (number, count, duration, parameter, excess)
+    return render_page("sweep_report.html", filters, report=report, figures=figures)
 
 
 def summary_line(report: SweepReport) -> str:

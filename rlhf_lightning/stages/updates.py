@@ -14,6 +14,7 @@ from rlhf_lightning.config import ScheduleConfig
 from rlhf_lightning.errors import RunFailed
 from rlhf_lightning.functional.schedules import lr_multiplier
 from rlhf_lightning.models.adapters import has_adapters
+from rlhf_lightning.processes import step_if_finite
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
@@ -41,11 +42,7 @@ class OneProcess:
     def clip_and_step(
         self, optimizer: Any, parameters: Iterable[nn.Parameter], limit: float
     ) -> float:
-        norm = float(nn.utils.clip_grad_norm_(list(parameters), limit))
-        if math.isfinite(norm):
-            optimizer.step()
-            optimizer.zero_grad()
-        return norm
+        return step_if_finite(optimizer, float(nn.utils.clip_grad_norm_(list(parameters), limit)))
 
     def discard_gradients(self, optimizer: Any) -> None:
         optimizer.zero_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from rlhf_lightning.processes import step_if_finite
 
 BUCKET = 2**24
 """Numbers that are summed over processes at once."""
@@ -34,13 +35,7 @@ class DataParallel(DDPStrategy):
         """Sum the gradients over processes, clip them to one global norm, step; returns the norm before clipping."""
         parameters = list(parameters)
         sum_over_processes([p.grad for p in parameters if p.grad is not None])
-        return self._step(optimizer, float(nn.utils.clip_grad_norm_(parameters, limit)))
-
-    def _step(self, optimizer: Any, norm: float) -> float:
-        if math.isfinite(norm):
-            optimizer.step()
-            optimizer.zero_grad()
-        return norm
+        return step_if_finite(optimizer, float(nn.utils.clip_grad_norm_(parameters, limit)))
 
     def discard_gradients(self, optimizer: Any) -> None:
         """Forget them: no step is taken."""

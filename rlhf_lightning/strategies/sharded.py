@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rlhf_lightning.processes import all_sum, rank, world_size
+from rlhf_lightning.processes import all_sum, rank, step_if_finite, world_size
 from rlhf_lightning.strategies.data_parallel import DataParallel
 from rlhf_lightning.strategies.sharding import load_local_state, local, local_state, shard_all
 
@@ -101,7 +101,7 @@ class Sharded(PartsOnDisk):
         if norm > limit:
             for gradient in gradients:
                 gradient.mul_(limit / (norm + 1e-6))
-        return self._step(optimizer, norm)
+        return step_if_finite(optimizer, norm)
 
     def place_frozen(self, model: nn.Module, device: torch.device) -> None:
         """Spread the weights of a model that is not trained, too."""

@@ -38,7 +38,7 @@ def perform(
 ) -> dict[str, float]:
     """Set the seeds, do the task, log its settings beside its numbers; returns the metrics.
 
-    `before_s`: seconds of work of earlier processes.
+    `before_s`: seconds that the run has taken so far, in earlier processes too.
     """
     start = time.monotonic()
     module = importlib.import_module(f"rlhf_lightning.tasks.{TASK_MODULES[task]}")

@@ -19,11 +19,9 @@ def mixture(seed=0, **args):
     return Mixture(MixConfig(name="t", sources={"a": source}), seed)
 
 
-def sft(tokenizer, mix, split="train", kind="text", rank=0, world_size=1, **hp):
+def sft(tokenizer, mix, split="train", kind="text", **hp):
     config = SFTConfig(max_length=64, **hp)
-    return batching.sft_batches(
-        mix, tokenizer, kind=kind, hp=config, split=split, seed=0, rank=rank, world_size=world_size
-    )
+    return batching.sft_batches(mix, tokenizer, kind=kind, hp=config, split=split, seed=0)
 
 
 def said(tokenizer, batch):
@@ -50,18 +48,6 @@ def test_an_endless_source_repeats_the_same_examples_in_each_epoch(tokenizer):
     first, second = (said(tokenizer, batch) for batch in loader)
     assert set(first) == set(second)
     assert len(set(first)) == 12
-
-
-def test_ranks_share_a_global_batch_without_overlap(tokenizer):
-    one = sft(tokenizer, mixture(), examples=20, global_batch_size=10)
-    two = [
-        sft(tokenizer, mixture(), examples=20, global_batch_size=10, rank=r, world_size=2)
-        for r in (0, 1)
-    ]
-    for whole, left, right in zip(one, *two, strict=True):
-        parts = said(tokenizer, left) + said(tokenizer, right)
-        assert len(parts) == 10
-        assert sorted(parts) == sorted(said(tokenizer, whole))
 
 
 def test_what_is_too_long_is_dropped_and_counted(tokenizer):
@@ -127,18 +113,12 @@ def test_ppo_prompts_are_new_ones_and_long_ones_are_replaced(tokenizer):
     assert all(batch.pretraining.mask.any() for batch in batches)
 
 
-def test_ppo_batches_can_be_made_alone_and_shared(tokenizer):
+def test_ppo_batches_can_be_made_alone(tokenizer):
     straight = list(batching.prompt_batches(mixture(long_every=5), tokenizer, hp=ppo()))
     assert straight[0].pretraining is None
     resumed = batching.prompt_batches(mixture(long_every=5), tokenizer, hp=ppo())
     resumed.load_state_dict({"position": 2, "total": 3, "counts": {}})
     assert [indices(b) for b in resumed] == [indices(straight[2])]
-    ranks = [
-        batching.prompt_batches(mixture(long_every=5), tokenizer, hp=ppo(), rank=r, world_size=2)
-        for r in (0, 1)
-    ]
-    left, right = (indices(next(iter(loader))) for loader in ranks)
-    assert sorted(left + right) == sorted(indices(straight[0]))
     other = batching.prompt_batches(mixture(), tokenizer, hp=ppo(), start=24)
     assert indices(next(iter(other))) == list(range(24, 32))
 

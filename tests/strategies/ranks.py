@@ -23,10 +23,7 @@ def in_ranks(work: Callable[[Path], Any], folder: Path, count: int = 2) -> list[
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     texts = [_text(folder / f"error-{rank}.txt") for rank in range(count)]
     assert codes == [0] * count, "\n".join(texts)
-    return [
-        torch.load(folder / f"result-{rank}.pt", weights_only=False)  # just written, by ourselves
-        for rank in range(count)
-    ]
+    return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 def _forked(work: Callable[[Path], Any], folder: Path, rank: int, count: int) -> int:
