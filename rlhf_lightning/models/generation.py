@@ -68,10 +68,15 @@ def sample(
     attention, lengths = prompts.mask, prompts.mask.sum(1)
     width = prompts.ids.shape[1]
     last = columns(width - 1, width, device)
-    out = model(**inputs_for(model, prompts.ids, attention), use_cache=True, logits_to_keep=last)
-    cache = out.past_key_values
+    first, place = _distinct(prompts)
+    seen = inputs_for(model, prompts.ids[first], attention[first])
+    out = model(**seen, use_cache=True, logits_to_keep=last)
+    cache, logits = out.past_key_values, out.logits[:, -1]
+    if len(first) < rows:
+        cache.batch_select_indices(place)
+        logits = logits[place]
     for step in range(max_new_tokens):
-        token, logprob = _draw(out.logits[:, -1], uniforms[alive, step], temperature)
+        token, logprob = _draw(logits, uniforms[alive, step], temperature)
         speaking = ~ended[alive]
         here = alive[speaking]
         ids[here, step], logprobs[here, step], mask[here, step] = (
@@ -97,9 +102,21 @@ def sample(
         inputs = inputs_for(model, token[:, None], attention)
         if "position_ids" in inputs:
             inputs["position_ids"] = (lengths + step)[:, None]
-        out = model(**inputs, past_key_values=cache, use_cache=True)
+        logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
     width = int(mask.sum(1).max())
     return Responses(ids[:, :width], mask[:, :width], logprobs[:, :width], ended)
+
+
+def _distinct(prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+    """Rows that hold each prompt once, in order, and for every row the place of its prompt among them.
+
+    K completions of a prompt, or `ppo.samples_per_prompt`, have its keys and values computed once.
+    """
+    real = prompts.ids.masked_fill(~prompts.mask, -1)
+    _, group = torch.unique(real, dim=0, return_inverse=True)
+    rows = torch.arange(len(group), device=group.device)
+    earliest = torch.full_like(group, len(group)).scatter_reduce(0, group, rows, "amin")
+    return earliest[group].unique(return_inverse=True)
 
 
 def draw_uniforms(

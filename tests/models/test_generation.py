@@ -51,6 +51,26 @@ def test_rows_that_finish_leave_the_batch_without_changing_the_others(monkeypatc
         assert int(alone.mask.sum()) == length
 
 
+def test_a_prompt_that_stands_in_several_rows_is_computed_once_and_changes_nothing() -> None:
+    prompts = prompt_batch([3, 7, 5, 1]).rows(torch.tensor([2, 0, 2, 1, 2, 3, 0]))
+    model, widths = tiny_policy().eval(), []
+    model.model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: widths.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    uniforms = torch.rand(7, 12, generator=torch.Generator().manual_seed(0))
+    said = {"max_new_tokens": 12, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+    together = sample(model, prompts, uniforms=uniforms, **said)
+    assert widths[:2] == [4, 7]
+    for row in range(7):
+        mine = slice(row, row + 1)
+        alone = sample(model, prompts.rows(mine), uniforms=uniforms[mine], **said)
+        length = int(together.mask[row].sum())
+        assert alone.ids[0, :length].tolist() == together.ids[row, :length].tolist()
+        torch.testing.assert_close(
+            alone.logprobs[0, :length], together.logprobs[row, :length], atol=1e-5, rtol=1e-5
+        )
+
+
 def test_nothing_is_real_after_the_first_eos():
     responses = draw(prompt_batch([4] * 64), tokens=30)
     lengths = responses.mask.sum(1)
