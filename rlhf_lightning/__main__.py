@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -20,6 +21,9 @@ from omegaconf import DictConfig
 from rlhf_lightning import compose
 from rlhf_lightning.compose_errors import JobsFailed, is_config_error, one_line
 from rlhf_lightning.errors import Interrupted, Pruned, RunFailed, UserError
+
+BUSY_CORES = 0.3
+"""Work of others, in cores, from which on a machine counts as shared."""
 
 _failures: list[BaseException] = []
 """Why the single run ended, for `main`: Hydra would print a line of its own about it."""
@@ -161,10 +165,22 @@ def _quoted(item: str) -> str:
     return f'{key}="{escaped}{escaped[len(escaped) - tail :]}"'
 
 
+def _choose_how_threads_wait() -> None:
+    """OpenMP's threads spin where the machine is idle, and sleep where others use it; the user's own word counts.
+
+    A thread that spins on a shared core keeps its partner from it; one that sleeps on a virtual machine is woken
+    late. It is read when torch is loaded, and changes no result.
+    """
+    if os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        return
+    busy = psutil.cpu_percent(interval=0.1) / 100 * (os.cpu_count() or 1)
+    if busy > BUSY_CORES:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def main() -> None:
     """The console script. Exit codes: 0 done, 2 bad input, 1 failed, 128 + signal stopped by a signal."""
-    # spinning OpenMP threads slow each other down many times where a core is shared; read when torch is loaded
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _choose_how_threads_wait()
     full_error = _users_full_error == "1"
     compose.register()
     sys.argv[1:] = saved_config_first(quoted_prompt(sys.argv[1:]))

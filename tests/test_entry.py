@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import rlhf_lightning.__main__ as entry
 from rlhf_lightning.__main__ import quoted_prompt, saved_config_first
 from rlhf_lightning.compose import compose, conf_dir
 
@@ -215,3 +216,21 @@ def test_a_prompt_needs_no_quotes_of_hydra(text: str) -> None:
 def test_a_prompt_that_is_quoted_already_null_or_swept_stays() -> None:
     for argv in (["prompt='a, b'"], ["prompt=null"], ["-m", "prompt=a,b"], ["seed=1,2"]):
         assert quoted_prompt(argv) == argv
+
+
+@pytest.mark.parametrize(
+    ("percent", "given", "policy"),
+    [(5.0, None, None), (60.0, None, "passive"), (60.0, "active", "active")],
+)
+def test_threads_sleep_while_they_wait_only_where_others_use_the_machine(
+    monkeypatch: pytest.MonkeyPatch, percent: float, given: str | None, policy: str | None
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(entry.psutil, "cpu_percent", lambda interval: percent)
+    entry._choose_how_threads_wait()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
