@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rlhf_lightning.evaluation.curves import read_metrics
 from rlhf_lightning.evaluation.figures import score_over_kl
+from rlhf_lightning.runs.curves import read_metrics
 
 
 def main(run: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.compose import saved_config
 from rlhf_lightning.config import PipelineSlurmConfig, RootConfig, SlurmConfig
-from rlhf_lightning.config.slurm import ONE_PROCESS
+from rlhf_lightning.config.slurm import REPORT
 from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.parents import state
 from rlhf_lightning.plan import StagePlan
@@ -25,7 +25,7 @@ from rlhf_lightning.runs.lease import Lease
 from rlhf_lightning.slurm.cluster import NoAnswer, queued, require_slurm
 from rlhf_lightning.slurm.folder import FINISHED, JobFolder, Outcome, job_folder
 from rlhf_lightning.slurm.submit import require_script, require_submitit, submit
-from rlhf_lightning.slurm.waiting import wait_for
+from rlhf_lightning.slurm.waiting import final, wait_for
 
 if TYPE_CHECKING:
     from rlhf_lightning.pipeline import Prepared
@@ -105,7 +105,8 @@ def _run(
     folders = [folder for folder, _ in wanted]
     with _alone(folders[0].path.parent):
         there = _queued()
-        new = [folder for folder in folders if folder.job_id not in there]
+        # a job that has ended is listed a while longer
+        new = [f for f in folders if f.job_id not in there or final(f) is not None]
         for folder, requests in wanted:
             if folder in new:
                 config = saved_config(requests[0].root)
@@ -155,10 +156,10 @@ def submit_pipeline(
     """
     require_slurm("pipeline.launch=slurm")
     require_submitit("pipeline.launch=slurm")
-    for name in ("report", *(plan.task for plan in places.values())):
+    for name in (REPORT, *(plan.task for plan in places.values())):
         key = f"{PIPELINE}.stages.{name}" if name in settings.stages else PIPELINE
         require_script(settings.of(name), key)
-        if name not in ONE_PROCESS:
+        if name != REPORT:
             require_processes(ready.root, settings.of(name), key)
     _refuse_others(ready)
     path, root = ready.path, ready.root
@@ -170,7 +171,9 @@ def submit_pipeline(
             if state(plan) == "reused":
                 _say(plan.label, "finished", plan.path)
                 continue
-            after = [jobs[p.path] for p in plan.parents.values() if isinstance(p, StagePlan)]
+            # a parent without a job has finished meanwhile
+            parents = (p for p in plan.parents.values() if isinstance(p, StagePlan))
+            after = [jobs[p.path] for p in parents if p.path in jobs]
             ours = replace(root, pipeline=replace(root.pipeline, only=place))
             jobs[plan.path] = _job(
                 plan.path, plan.label, ours, settings.of(plan.task), after, there
@@ -178,7 +181,7 @@ def submit_pipeline(
         if read_json(path / "metrics.json").get("status") == "finished":
             _say("pipeline", "finished", path)
         else:
-            _job(path, "pipeline", root, settings.of("report"), list(jobs.values()), there)
+            _job(path, "pipeline", root, settings.of(REPORT), list(jobs.values()), there)
 
 
 def _job(
@@ -192,7 +195,7 @@ def _job(
     """The id of the job that makes the run at `path`: the one in the queue, or a new one."""
     folder = job_folder(root.outputs, f"{label}-{path.name}", str(path.absolute()))
     known = folder.job_id
-    if known in there:
+    if known in there and final(folder) is None:  # one that has ended is listed a while longer
         assert known is not None
         _say(label, f"job {known}", path, f" ({there[known].lower()} already)")
         return known

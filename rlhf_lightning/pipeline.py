@@ -291,9 +291,11 @@ def run_pipeline(
         stack.enter_context(_log_file(run.log))
         stages: dict[str, Run] = {}
         for plan in plans:
-            stage = run_stage(plan, mixture, stop, overrides)
-            run.link(stage.path, _place(plan))
-            stages[_place(plan)] = stage
+            try:
+                stages[_place(plan)] = run_stage(plan, mixture, stop, overrides)
+            finally:  # a stage that ended early has its curves too
+                if plan.path.is_dir():
+                    run.link(plan.path, _place(plan))
         # a second SFT, of the reward model's size, is not `sft`
         metrics = {
             k: v

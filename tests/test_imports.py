@@ -25,8 +25,8 @@ OURS = {
     "rewards": CORE | {"batches", "models", "processes"},
     "stages": CORE | {"functional", "batches", "models", "processes", "rewards", "callbacks.log"},
     "strategies": CORE | {"models", "processes"},
-    "evaluation": CORE,
-    "callbacks": CORE | {"evaluation", "processes"},
+    "evaluation": CORE | {"runs.curves"},
+    "callbacks": CORE | {"evaluation", "processes", "runs.curves"},
     "callbacks/pruning.py": {
         "runs",
         "sweeps",

@@ -13,7 +13,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
-from rlhf_lightning.evaluation.curves import read_rows
+from rlhf_lightning.runs.curves import read_rows
 
 
 class MetricsCSV(Logger):

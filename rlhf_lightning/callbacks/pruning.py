@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rlhf_lightning.errors import Pruned
-from rlhf_lightning.evaluation.curves import Curves, read_metrics
 from rlhf_lightning.runs import Run
+from rlhf_lightning.runs.curves import Curves, read_metrics
 from rlhf_lightning.sweeps.child import TrialOrders, open_trial, orders
 from rlhf_lightning.sweeps.pruning import broken_rule
 
@@ -38,12 +39,13 @@ class Pruning(pl.Callback):
         self._left = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # a run that has only its last measurement left is not given up
         if trainer.state.fn is not TrainerFn.FITTING:
             return
         reason = self._reason(trainer) if trainer.is_global_zero else None
         reason = trainer.strategy.broadcast(reason, src=0)
-        if reason is not None:
+        # a run that has taken its last step is not given up: all its time is spent
+        over = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if reason is not None and not over:
             self.run.prune(reason, self._last())
             raise Pruned(reason)
 
@@ -69,9 +71,9 @@ class Pruning(pl.Callback):
             log.warning("the sweep no longer waits for trial %d", self.given.number)
             self._left = True
             return None
-        if not self._trial.should_prune():
-            return None
         step, value = points[-1]
+        if not math.isfinite(value) or not self._trial.should_prune():
+            return None
         return f"{pruner.name}: {pruner.metric} is {value:.4g} at step {before + step}"
 
     def _last(self) -> dict[str, float]:

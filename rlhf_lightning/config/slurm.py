@@ -24,10 +24,10 @@ MANAGED = (
 )  # fmt: skip
 """Options of sbatch that `extra` may not hold."""
 
-ONE_PROCESS = ("evaluate", "report")
-"""Jobs of a pipeline that train nothing: one process on one node, unless `stages` says more."""
+REPORT = "report"
+"""The job of a pipeline that links and draws: one process on one node, unless `stages` says more."""
 
-JOBS = ("pretrain", "sft", "reward", "ppo", *ONE_PROCESS)
+JOBS = ("pretrain", "sft", "reward", "ppo", "evaluate", REPORT)
 
 
 @dataclass
@@ -114,6 +114,8 @@ class PipelineSlurmConfig(SlurmConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        none = self.max_parallel is None
+        require(none, "slurm.max_parallel", "null: stages wait for each other", self.max_parallel)
         for name in self.stages:
             require(name in JOBS, "slurm.stages", f"any of {', '.join(JOBS)}", name)
             self.of(name)
@@ -128,7 +130,7 @@ class PipelineSlurmConfig(SlurmConfig):
         for name in settings:
             require(name in known, f"{key}.{name}", f"one of {', '.join(known)}", "an unknown key")
         common = SlurmConfig(**{name: getattr(self, name) for name in known})
-        if job in ONE_PROCESS:
+        if job == REPORT:
             common = replace(common, nodes=1, tasks_per_node=1)
         try:
             return replace(common, **settings)

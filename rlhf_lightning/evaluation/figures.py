@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.evaluation.curves import Curves
 from rlhf_lightning.evaluation.style import BLUE, COLOURS, INK, MUTED, VERMILLION, axes, new_figure
+from rlhf_lightning.runs.curves import Curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rlhf_lightning.evaluation.curves import Curves, read_metrics
+from rlhf_lightning.runs.curves import Curves, read_metrics
 
 STAGES = ("sft", "reward", "ppo")
 """Stages of a round, by the names that a pipeline's links have."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_lightning.evaluation.curves import Curves
 from rlhf_lightning.evaluation.page import inline, render_page
 from rlhf_lightning.evaluation.report import count, duration, number
+from rlhf_lightning.runs.curves import Curves
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 """Optuna's names, in the order in which they are shown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -17,11 +18,17 @@ from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.launch.orders import Orders, Outcome
 from rlhf_lightning.runs import Stop
 from rlhf_lightning.runs.files import write_text
+from rlhf_lightning.runs.signals import SIGNALS
 
 POLL_S = 0.1
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that say which process one is: what this one may have inherited is not meant for its own processes."""
 COMMAND = (sys.executable, "-m", "rlhf_lightning.launch.rank")
+PARENT = "RLHF_PARENT"
+"""Process id of this process, for its children."""
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
+SRUN_END_S = 60.0
 GRACE_S = 10.0
 """How long the others have, when one process has ended, to end by themselves: after a signal all do."""
 
@@ -45,6 +52,8 @@ class Started:
 
     ranks: list[int]
     process: subprocess.Popen[bytes]
+    srun: bool = False
+    """Not the process itself, but the srun that has started it, perhaps elsewhere."""
     killed: bool = False
     """By us: it waited for another one that had ended."""
 
@@ -74,9 +83,8 @@ def in_processes(
     finally:
         for one in started:
             one.killed = one.process.poll() is None
-            _signal(one, signal.SIGKILL)
-            one.process.wait()
-    metrics = _result(folder, started, ranks)
+            _end(one)
+    metrics = _result(folder, started, ranks, stop)
     shutil.rmtree(folder, ignore_errors=True)
     return metrics
 
@@ -89,11 +97,17 @@ def start(folder: Path, ranks: Ranks) -> list[Started]:
     command = [*COMMAND, str(folder.resolve())]
     if ranks.nodes > 1:
         return [_under_srun(command, ranks)]
-    return [_child(command, folder, rank, ranks) for rank in range(ranks.count)]
+    # a child begins with our mask: it lets the signals through once it listens, and none is lost before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return [_child(command, folder, rank, ranks) for rank in range(ranks.count)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _child(command: list[str], folder: Path, rank: int, ranks: Ranks) -> Started:
-    threads = str(max((os.cpu_count() or 1) // ranks.devices, 1))
+    # those that this process may use, which a scheduler or taskset can have narrowed
+    threads = str(max(len(os.sched_getaffinity(0)) // ranks.devices, 1))
     environment = {
         "OMP_NUM_THREADS": threads,
         **_inherited(),
@@ -101,6 +115,7 @@ def _child(command: list[str], folder: Path, rank: int, ranks: Ranks) -> Started
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks.count),
         "LOCAL_WORLD_SIZE": str(ranks.devices),
+        PARENT: str(os.getpid()),
     }
     # one voice on the console; the others' is beside the orders
     with open(folder / f"rank-{rank}.txt", "ab") as output:
@@ -120,18 +135,31 @@ def _under_srun(command: list[str], ranks: Ranks) -> Started:
         raise UserError(f"trainer.num_nodes must be 1 outside of a SLURM job, got {ranks.nodes}")
     first = _first_host(os.environ["SLURM_JOB_NODELIST"])
     port = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
-    sizes = [f"--nodes={ranks.nodes}", f"--ntasks={ranks.count}"]
+    # srun gives one core to a process unless it is told, whatever the job has
+    cores = int(os.environ.get("SLURM_CPUS_ON_NODE", ranks.devices)) // ranks.devices
+    sizes = [
+        f"--nodes={ranks.nodes}",
+        f"--ntasks={ranks.count}",
+        f"--ntasks-per-node={ranks.devices}",
+        f"--cpus-per-task={max(cores, 1)}",
+    ]
     process = subprocess.Popen(
-        ["srun", "--kill-on-bad-exit=1", *sizes, f"--ntasks-per-node={ranks.devices}", *command],
+        ["srun", "--kill-on-bad-exit=1", *sizes, *command],
         env={**_inherited(), "MASTER_ADDR": first, "MASTER_PORT": port},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=_end_srun_with_us,  # noqa: PLW1509 - it calls the kernel and nothing else
     )
-    return Started(list(range(ranks.count)), process)
+    return Started(list(range(ranks.count)), process, srun=True)
+
+
+def _end_srun_with_us() -> None:
+    """In the child: TERM when this process dies, at which srun ends its tasks on all nodes."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _inherited() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k not in (*PLACES, "HYDRA_FULL_ERROR")}
+    return {k: v for k, v in os.environ.items() if k not in (*PLACES, PARENT, "HYDRA_FULL_ERROR")}
 
 
 def _first_host(nodes: str) -> str:
@@ -148,7 +176,8 @@ def _until_all_ended(started: list[Started], stop: Stop, watch: Callable[[], Non
         if stop.requested is not None and not passed_on:
             passed_on = True
             for one in started:
-                _signal(one, stop.requested)
+                # srun passes USR1 on; at TERM it kills its tasks, at the first INT it only says how they are
+                _signal(one, signal.SIGUSR1 if one.srun else stop.requested)
         if deadline is None and any(one.process.poll() for one in started):
             deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:
@@ -163,7 +192,17 @@ def _signal(one: Started, signum: int) -> None:
             os.killpg(one.process.pid, signum)
 
 
-def _result(folder: Path, started: list[Started], ranks: Ranks) -> dict[str, float]:
+def _end(one: Started) -> None:
+    """Nothing of it is left."""
+    if one.srun and one.process.poll() is None:
+        one.process.terminate()  # killed, it would leave its tasks behind
+        with suppress(subprocess.TimeoutExpired):
+            one.process.wait(SRUN_END_S)
+    _signal(one, signal.SIGKILL)
+    one.process.wait()
+
+
+def _result(folder: Path, started: list[Started], ranks: Ranks, stop: Stop) -> dict[str, float]:
     """The first process's metrics. Raises: why there are none."""
     for one in started:
         code = one.process.returncode
@@ -183,6 +222,7 @@ def _result(folder: Path, started: list[Started], ranks: Ranks) -> dict[str, flo
             raise RunFailed(f"{where}: {outcome.message} (see {folder})")
         raise outcome.error()
     if len(ended) < ranks.count or ended[0].metrics is None:
+        stop.check()
         codes = sorted({one.process.returncode for one in started})
         raise RunFailed(
             f"{ranks.count - len(ended)} of {ranks.count} processes ended without a word"

@@ -22,13 +22,13 @@ from rlhf_lightning.config import RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.errors import Interrupted, Pruned
 from rlhf_lightning.launch.orders import Orders, Outcome
+from rlhf_lightning.launch.parent import PARENT, PR_SET_PDEATHSIG
 from rlhf_lightning.plan import StagePlan
 from rlhf_lightning.processes import largest, wait_for_all
 from rlhf_lightning.runs import Run, Stop, graceful_signals
+from rlhf_lightning.runs.signals import SIGNALS
 
 PARENT_POLL_S = 0.5
-CONTROL = 1
-"""PR_SET_PDEATHSIG of prctl(2)."""
 
 
 def ranks(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
@@ -70,17 +70,17 @@ class RankRun(Run):
 
 
 def main() -> None:
-    """Exit codes are those of `rlhf`; the outcome is in a file."""
+    """The outcome is in a file; the exit code is 0 unless the others must be ended."""
     folder = Path(sys.argv[1])
     rank, local, count = ranks()
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(count)})
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _end_with_parent()
     orders, root = Orders.read(folder), load_saved(folder / "config.yaml")
     run = RankRun(orders)
     _log_to_console(rank, run)
     try:
         with graceful_signals(AgreedStop()) as stop:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent has held them back
             _join(folder, root, rank, count)
             outcome = Outcome("finished", metrics=_do(orders, root, run, stop))
             wait_for_all()
@@ -90,12 +90,14 @@ def main() -> None:
             outcome = Outcome("pruned", outcome.message, metrics=run.pruned, time=outcome.time)
         if outcome.kind == "error":
             traceback.print_exception(error)
+    for signum in SIGNALS:  # it has ended: what comes now may not keep it from saying how
+        signal.signal(signum, signal.SIG_IGN)
     outcome.write(folder, rank)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     # not by way of destructors, which may wait for processes that are gone
-    os._exit(0 if outcome.kind == "finished" else 1)
+    os._exit(0 if outcome.kind in ("finished", "interrupted", "pruned") else 1)
 
 
 def _do(orders: Orders, root: RootConfig, run: RankRun, stop: Stop) -> dict[str, float]:
@@ -133,20 +135,21 @@ def _join(folder: Path, root: RootConfig, rank: int, count: int) -> None:
 
     from rlhf_lightning.tasks.job import device_for
 
-    device = device_for(root.trainer)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    cuda = device_for(root.trainer).type == "cuda"
     # numbers of the host go by gloo, also where the weights' go by NCCL
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     # a file needs no port; over several nodes srun's job has one
-    address = "env://" if "MASTER_ADDR" in os.environ else None
+    over_network = "MASTER_ADDR" in os.environ
     torch.distributed.init_process_group(
         backend,
-        init_method=address or f"file://{folder / 'meeting'}",
+        init_method="env://" if over_network else None,
+        store=None if over_network else torch.distributed.FileStore(str(folder / "meeting"), count),  # pyright: ignore[reportPrivateImportUsage]
         rank=rank,
         world_size=count,
         timeout=timedelta(minutes=root.strategy.timeout_minutes),
     )
+    if cuda:  # known only now: which of the node's devices is this process's
+        torch.cuda.set_device(device_for(root.trainer))
 
 
 def _log_to_console(rank: int, run: Run) -> None:
@@ -160,9 +163,10 @@ def _log_to_console(rank: int, run: Run) -> None:
 
 def _end_with_parent() -> None:
     """Die when the parent dies: another process may own the run a moment later."""
-    parent = os.getppid()
+    # it may have died while this one began; srun's tasks have another parent, on another machine
+    parent = int(os.environ.get(PARENT) or os.getppid())
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(CONTROL, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         waiting = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,8 +68,10 @@ def generate_in_processes(
     shared = Path(plan.root.outputs).absolute() if ranks.nodes > 1 else None
     if shared is not None:  # other nodes do not see this machine's temporary files
         shared.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".generate-", dir=shared) as folder:
-        return in_processes(orders, config_yaml, ranks, folder=Path(folder) / FOLDER, stop=stop)
+    folder = Path(tempfile.mkdtemp(prefix=".generate-", dir=shared))
+    metrics = in_processes(orders, config_yaml, ranks, folder=folder / FOLDER, stop=stop)
+    shutil.rmtree(folder, ignore_errors=True)  # after an error it holds what the processes said
+    return metrics
 
 
 def _orders(plan: StagePlan, parents: Mapping[str, Artifact], **rest: Any) -> Orders:

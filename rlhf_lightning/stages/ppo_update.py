@@ -15,7 +15,7 @@ from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.functional.losses import causal_lm_loss
 from rlhf_lightning.models.adapters import in_use
 from rlhf_lightning.models.forward import hidden_states_of, packed_logits
-from rlhf_lightning.processes import all_sum, gather, piece_size, shares
+from rlhf_lightning.processes import all_sum, gather, piece_size, shares, world_size
 from rlhf_lightning.stages.ppo_losses import (
     RATIO_TOLERANCE,
     actor_losses,
@@ -175,12 +175,12 @@ class PPOUpdate:
 
 def _of_all_processes(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sums over a minibatch's micro-batches, put together from all processes: one that had none has no names."""
-    parts = gather(sums)
-    if len(parts) == 1:
+    if world_size() == 1:
         return sums
+    parts = gather({name: value.cpu() for name, value in sums.items()})
     found: dict[str, Tensor] = {}
     for name in next(part for part in parts if part):
-        values = torch.stack([part[name].cpu() for part in parts if part])
+        values = torch.stack([part[name] for part in parts if part])
         found[name] = values.max() if name == "ratio_max" else values.sum()
     return found
 

@@ -86,7 +86,8 @@ def trained(model: nn.Module | None) -> list[nn.Parameter]:
 def computing_dtype(model: nn.Module) -> torch.dtype:
     """What a model computes in: autocast's dtype, or that of its weights."""
     weights = next(model.parameters())
-    device = weights.device.type
+    # offloaded weights lie on the CPU and are computed with on the GPU
+    device = "cuda" if torch.is_autocast_enabled("cuda") else weights.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.dtype
 
 

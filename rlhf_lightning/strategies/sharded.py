@@ -108,7 +108,9 @@ class Sharded(PartsOnDisk):
         shard_all(model, device, offload=self.offload)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        # no states where the run was stopped before it had taken a step
+        states = checkpoint["optimizer_states"]
+        for optimizer, saved in zip(self.optimizers, states, strict=bool(states)):
             optimizer.load_state_dict(saved)
             for parameter, state in optimizer.state.items():
                 assert isinstance(parameter, DTensor)

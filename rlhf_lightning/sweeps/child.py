@@ -20,7 +20,19 @@ FOLDER = "RLHF_TRIAL"
 """Folder with the trial's config.yaml and trial.json."""
 STORAGE = "RLHF_TRIAL_STORAGE"
 """URL of a database; it may hold a password, so it is in no file."""
+PARENT = "RLHF_TRIAL_PARENT"
+"""Process id of the sweep, where it starts the trial's process itself."""
 PARENT_POLL_S = 1.0
+
+
+def label(number: int) -> str:
+    """`0007`."""
+    return f"{number:04d}"
+
+
+def config_folder(sweep: Path, number: int) -> Path:
+    """Where a trial has its config and its orders, and says where its run is."""
+    return sweep / "configs" / label(number)
 
 
 @dataclass(frozen=True)
@@ -49,10 +61,11 @@ class TrialOrders:
         }
         write_json(self.folder / "trial.json", record)
 
-    def environment(self, storage: str | None) -> dict[str, str]:
-        """What the trial's process gets besides ours."""
+    def environment(self, storage: str | None, *, child: bool) -> dict[str, str]:
+        """What the trial's process gets besides ours; `child`: no other command stands between it and us."""
         url = {STORAGE: storage} if storage else {}
-        return {FOLDER: str(self.folder), **url}
+        parent = {PARENT: str(os.getpid())} if child else {}
+        return {FOLDER: str(self.folder), **url, **parent}
 
 
 def orders(environ: Mapping[str, str] = os.environ) -> TrialOrders | None:
@@ -98,7 +111,8 @@ def announce(run: Path, environ: Mapping[str, str] = os.environ) -> None:
     place = Path(folder) / "run.json"
     if not place.exists():
         write_json(place, {"run": os.path.abspath(run), "pid": os.getpid()})
-        _end_with_parent()
+        # the sweep may have died while this process began: then the parent is another one already
+        _end_with_parent(int(environ.get(PARENT) or os.getppid()))
 
 
 def announced(folder: Path) -> Path | None:
@@ -107,9 +121,8 @@ def announced(folder: Path) -> Path | None:
     return Path(run) if run else None
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Stop in good order when the sweep's process dies: nobody would read the result."""
-    parent = os.getppid()
 
     def watch() -> None:
         waiting = threading.Event()

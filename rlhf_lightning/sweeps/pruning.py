@@ -12,9 +12,9 @@ from rlhf_lightning.sweeps.settings import PrunerSettings, RuleSettings
 
 KL, ENTROPY, EOS_RATE = "val/kl_k1", "val/entropy", "val/eos_rate"
 PROXY, GOLD = "val/score", "val/gold_score"
+WATCHED = (KL, ENTROPY, EOS_RATE, PROXY, GOLD)
 
 CLASSES = {
-    "none": "NopPruner",
     "median": "MedianPruner",
     "successive_halving": "SuccessiveHalvingPruner",
     "hyperband": "HyperbandPruner",
@@ -32,6 +32,8 @@ def make_pruner(settings: PrunerSettings) -> Any:
     """
     import optuna
 
+    if settings.name == "none":  # switches off a pruner whose arguments stand in a sweep's file
+        return optuna.pruners.NopPruner()
     kind = getattr(optuna.pruners, CLASSES[settings.name])
     # patience looks at the trial's own curve alone
     given = {"wrapped_pruner": None} if settings.name == "patience" else {}
@@ -53,7 +55,7 @@ def make_pruner(settings: PrunerSettings) -> Any:
 
 def broken_rule(curves: Curves, rules: RuleSettings) -> str | None:
     """The first rule that the newest validation breaks, in words; None while all hold."""
-    seen = max((len(values) for values in curves.values()), default=0)
+    seen = max(len(curves.get(name, ())) for name in WATCHED)
     if seen <= rules.warmup_validations:
         return None
     return (
@@ -66,14 +68,15 @@ def broken_rule(curves: Curves, rules: RuleSettings) -> str | None:
 
 def _above(curves: Curves, metric: str, bound: float | None, key: str) -> str | None:
     values = curves.get(metric)
-    if bound is None or not values or values[-1] <= bound:
+    # what is not a number is no reason: such a run fails, it is not given up
+    if bound is None or not values or not values[-1] > bound:
         return None
     return f"{metric} is {values[-1]:.4g}, above {key}={bound:g}"
 
 
 def _below(curves: Curves, metric: str, bound: float | None, key: str) -> str | None:
     values = curves.get(metric)
-    if bound is None or not values or values[-1] >= bound:
+    if bound is None or not values or not values[-1] < bound:
         return None
     return f"{metric} is {values[-1]:.4g}, below {key}={bound:g}"
 

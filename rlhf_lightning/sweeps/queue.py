@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import Interrupted, UserError
 from rlhf_lightning.runs.lease import Lease, is_held
+from rlhf_lightning.sweeps.child import announced, config_folder
 from rlhf_lightning.sweeps.comparisons import Comparison
-from rlhf_lightning.sweeps.outcome import FAIL, Outcome, failed
+from rlhf_lightning.sweeps.outcome import COMPLETE, FAIL, Outcome, failed
 from rlhf_lightning.sweeps.samplers import CONSTRAINED, METRICS, make_sampler
 from rlhf_lightning.sweeps.settings import SweepSettings
 from rlhf_lightning.sweeps.space import Space
@@ -102,6 +103,9 @@ class Queue:
         self._asked[trial.number] = trial
         try:
             overrides = self.space.overrides(trial)
+        except Interrupted:
+            self.put_back(trial.number)
+            raise
         except Exception as error:
             reason = f"hydra.sweeper.custom_space raised {type(error).__name__}: {error}"
             self._end(trial.number, failed(reason, hopeless=True))
@@ -152,6 +156,9 @@ class Queue:
         for trial in self.trials():
             worker = trial.user_attrs.get(WORKER)
             if trial.state.name == "RUNNING" and not (worker and is_held(self.lease_of(worker))):
+                run = announced(config_folder(self.folder, trial.number))
+                if run is not None:
+                    self._attribute(trial.number, RUN, str(run))
                 self._end(trial.number, failed(f"lost: its sweep process {worker or '?'} has died"))
 
     def lease_of(self, worker: str) -> Path:
@@ -172,7 +179,8 @@ class Queue:
             self._attribute(number, REASON, outcome.reason)
         if outcome.metrics:
             self._attribute(number, METRICS, outcome.metrics)
-        if outcome.state != FAIL and self.settings.sampler.name in CONSTRAINED:
+        # a pruned trial has no final metrics: what it would have violated is not known
+        if outcome.state == COMPLETE and self.settings.sampler.name in CONSTRAINED:
             for constraint in self.constraints:
                 violation = constraint.violation(outcome.metrics)
                 self._asked[number].set_constraint(str(constraint), violation)

@@ -11,9 +11,9 @@ from typing import Any
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.runs.files import read_json
 from rlhf_lightning.runs.lease import is_held
+from rlhf_lightning.sweeps.child import label
 from rlhf_lightning.sweeps.comparisons import Comparison, parse_all
 from rlhf_lightning.sweeps.queue import REASON, RETRY_OF, RUN, WORKER
-from rlhf_lightning.sweeps.record import label
 from rlhf_lightning.sweeps.samplers import METRICS
 from rlhf_lightning.sweeps.settings import SweepSettings, settings_from
 from rlhf_lightning.sweeps.storage import JOURNAL, quiet_optuna

@@ -20,16 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.runs.files import link, read_json, write_json, write_text
+from rlhf_lightning.sweeps.child import label
 from rlhf_lightning.sweeps.comparisons import Comparison
 from rlhf_lightning.sweeps.queue import OVERRIDES, REASON, RETRY_OF, RUN, WORKER
 from rlhf_lightning.sweeps.samplers import METRICS
 from rlhf_lightning.sweeps.settings import SweepSettings
 from rlhf_lightning.sweeps.tensorboard import write_trials
-
-
-def label(number: int) -> str:
-    """`0007`."""
-    return f"{number:04d}"
 
 
 def record_of(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.runs.files import is_temporary, read_json, write_json
+from rlhf_lightning.runs.files import is_temporary, read_json, temporary_name, write_json
 from rlhf_lightning.runs.identity import canonical_json, differences, plain, run_hash
 from rlhf_lightning.sweeps.comparisons import parse_all
 from rlhf_lightning.sweeps.pruning import make_pruner
-from rlhf_lightning.sweeps.samplers import CONSTRAINED, METRICS
+from rlhf_lightning.sweeps.samplers import CONSTRAINED, METRICS, make_sampler
 from rlhf_lightning.sweeps.settings import SweepSettings
 from rlhf_lightning.sweeps.space import Space
 from rlhf_lightning.sweeps.storage import open_storage, open_study
@@ -54,6 +57,9 @@ def search(
     """
     constraints = parse_all(settings.constraints)
     make_pruner(settings.pruner)
+    make_sampler(settings.sampler, 0)
+    if settings.sampler.name == "grid":
+        space.grid(settings.sampler.seed)
     identity = identity_of(settings, space, base)
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "sweep"
     study_name = f"{safe}-{run_hash(identity)}"
@@ -74,6 +80,7 @@ def search(
     claim_folder(folder, identity)
     storage = open_storage(folder, settings.storage)
     study = open_study(storage, study_name, settings.directions)
+    claim_study(folder, study)
     log.info("sweep: %s", folder)
     worker = Worker(study, storage, folder, settings, space, constraints, config_of=config_of)
     best = worker.run()
@@ -112,6 +119,30 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
         found = "; ".join(str(difference) for difference in differences(there, identity))
         raise UserError(
             f"run_dir must be free or the same sweep, got {str(folder)!r}, a sweep that differs in {found}"
+        )
+
+
+def claim_study(folder: Path, study: Any) -> None:
+    """A study and a directory belong to each other: locks, leases and records of trials lie in the one.
+
+    Raises: UserError if the study lives in another directory, or this directory's trials are of another study.
+    """
+    place = folder / "study.id"
+    begun = (folder / "trials").exists()
+    draft = temporary_name(place)
+    draft.write_text(uuid.uuid4().hex, encoding="utf-8")
+    with suppress(FileExistsError):  # another command of the sweep came first
+        os.link(draft, place)
+    draft.unlink()
+    ours = place.read_text(encoding="utf-8")
+    theirs = study.user_attrs.get("directory")
+    if theirs is None and not begun:
+        study.set_user_attr("directory", ours)
+    elif theirs != ours:
+        which = "is new" if theirs is None else "belongs to another directory"
+        raise UserError(
+            f"hydra.sweeper.storage must hold the study of {str(folder)!r}, got one that {which}: every command of a"
+            " sweep names the same storage and sees the same directory"
         )
 
 

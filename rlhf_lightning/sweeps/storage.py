@@ -15,18 +15,10 @@ JOURNAL = "study.journal"
 def open_storage(folder: Path, url: str | None) -> Any:
     """Optuna's storage. Raises: UserError where the database cannot be reached."""
     import optuna
-    from optuna.storages.journal import (
-        JournalFileBackend,
-        JournalFileSymlinkLock,
-    )
 
     quiet_optuna()
     if url is None:
-        file = folder / JOURNAL
-        # a symbolic link is made at once or not at all on every NFS
-        lock = JournalFileSymlinkLock(str(file))
-        _mend(file, lock)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+        return _open_journal(folder)
     try:
         return optuna.storages.RDBStorage(url)
     except Exception as error:  # SQLAlchemy's, or a driver's that is not there
@@ -35,6 +27,31 @@ def open_storage(folder: Path, url: str | None) -> Any:
         raise UserError(
             f"hydra.sweeper.storage must be a database that can be opened, got {shown}://...: {reason}"
         ) from error
+
+
+def _open_journal(folder: Path) -> Any:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    # the lock is a link to the journal: a relative one would lead nowhere, and Optuna never takes such a lock away
+    file = folder.resolve() / JOURNAL
+
+    class Lock(JournalFileSymlinkLock):
+        """A symbolic link is made at once or not at all on every NFS. Its owner finds whole entries only."""
+
+        def acquire(self) -> bool:
+            taken = super().acquire()
+            try:
+                _mend(file)
+            except BaseException:
+                self.release()
+                raise
+            return taken
+
+    lock = Lock(str(file))
+    lock.acquire()
+    lock.release()
+    return optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
 
 
 def quiet_optuna() -> None:
@@ -63,21 +80,22 @@ def open_study(storage: Any, name: str, directions: list[str]) -> Any:
     return study
 
 
-def _mend(file: Path, lock: Any) -> None:
+def _mend(file: Path) -> None:
     """Cut a last line that a crash left half-written: what follows it could not be read."""
     if not file.exists():
         return
-    lock.acquire()
-    try:
-        with open(file, "r+b") as journal:
-            content = journal.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                logging.getLogger("rlhf_lightning").warning(
-                    "%s: %d bytes of an unfinished entry are cut", file, len(content) - whole
-                )
-                journal.truncate(whole)
-                journal.flush()
-                os.fsync(journal.fileno())
-    finally:
-        lock.release()
+    with open(file, "r+b") as journal:
+        size = journal.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        journal.seek(size - 1)
+        if journal.read(1) == b"\n":
+            return
+        journal.seek(0)
+        whole = journal.read().rfind(b"\n") + 1
+        logging.getLogger("rlhf_lightning").warning(
+            "%s: %d bytes of an unfinished entry are cut", file, size - whole
+        )
+        journal.truncate(whole)
+        journal.flush()
+        os.fsync(journal.fileno())

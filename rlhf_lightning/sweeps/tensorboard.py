@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.runs.files import temporary_name
+from rlhf_lightning.sweeps.child import label
 
 FOLDER = "tensorboard"
 
@@ -22,7 +23,7 @@ FOLDER = "tensorboard"
 def write_trials(folder: Path, trials: Iterable[Any], objectives: Sequence[str]) -> None:
     """Write what is not there yet; a trial in a final state never changes."""
     for trial in trials:
-        place = folder / FOLDER / f"{trial.number:04d}"
+        place = folder / FOLDER / label(trial.number)
         if not trial.state.is_finished() or place.exists():
             continue
         place.parent.mkdir(exist_ok=True)

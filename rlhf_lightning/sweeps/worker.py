@@ -13,18 +13,20 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import Interrupted, RunFailed
+from rlhf_lightning.runs.curves import read_metrics
 from rlhf_lightning.runs.files import write_text
 from rlhf_lightning.runs.lease import Lease
 from rlhf_lightning.runs.signals import Stop, graceful_signals
-from rlhf_lightning.sweeps.child import TrialOrders, announced
+from rlhf_lightning.sweeps.child import TrialOrders, announced, config_folder, label
 from rlhf_lightning.sweeps.comparisons import Comparison
 from rlhf_lightning.sweeps.outcome import Outcome, failed, outcome_of
 from rlhf_lightning.sweeps.queue import Queue, Ticket
-from rlhf_lightning.sweeps.record import label, sync
+from rlhf_lightning.sweeps.record import sync
 from rlhf_lightning.sweeps.settings import SweepSettings
 from rlhf_lightning.sweeps.space import Space
 
@@ -110,6 +112,11 @@ class Worker:
             return False
         try:
             config = self.config_of(ticket.overrides)
+        except Interrupted:
+            with self.queue.locked():
+                self.queue.put_back(ticket.number)
+                self._sync()
+            raise
         except Exception as error:
             from rlhf_lightning.compose_errors import one_line
 
@@ -122,7 +129,7 @@ class Worker:
         return True
 
     def _start(self, ticket: Ticket, config: str) -> Running:
-        folder = self.folder / "configs" / label(ticket.number)
+        folder = config_folder(self.folder, ticket.number)
         orders = TrialOrders(
             folder=folder.resolve(),
             sweep=self.folder.resolve(),
@@ -137,8 +144,16 @@ class Worker:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         command = self.settings.command or [sys.executable, "-m", "rlhf_lightning"]
-        environment = {**os.environ, **orders.environment(self.settings.storage)}
+        storage = self.settings.storage
+        environment = {
+            **os.environ,
+            **orders.environment(storage, child=self.settings.command is None),
+        }
         environment.pop("HYDRA_FULL_ERROR", None)  # ours, while Hydra runs the sweep
+        if (
+            self.settings.n_jobs > 1
+        ):  # they share the cores: threads that spin would be in each other's way
+            environment.setdefault("OMP_WAIT_POLICY", "passive")
         with open(logs / f"{label(ticket.number)}.txt", "ab") as output:
             process = subprocess.Popen(
                 [*command, "--config-dir", str(folder), "--config-name", "config"],
@@ -173,10 +188,28 @@ class Worker:
             best = self._sync()
         if not ended:
             return
+        self._warn_if_unmeasured(ticket, outcome, run)
         values = zip(self.settings.objectives, outcome.values or (), strict=False)
         shown = outcome.reason or ", ".join(f"{name} {value:.4g}" for name, value in values)
         numbers = ", ".join(str(trial.number) for trial in best) or "none yet"
         log.info("trial %d: %s, %s (best: %s)", ticket.number, outcome.state, shown, numbers)
+
+    def _warn_if_unmeasured(self, ticket: Ticket, outcome: Outcome, run: Path | None) -> None:
+        """A pruner whose metric nobody measures would never prune, and nobody would know."""
+        metric = self.settings.pruner.metric
+        if self.settings.pruner.name == "none" or outcome.state != "COMPLETE" or run is None:
+            return
+        (trial,) = (t for t in self.queue.trials() if t.number == ticket.number)
+        measured = {name for file in run.rglob("metrics.csv") for name in read_metrics(file)}
+        if trial.intermediate_values or not measured or metric in measured:
+            return
+        close = get_close_matches(metric or "", sorted(measured), n=3)
+        log.warning(
+            "hydra.sweeper.pruner.metric=%s was measured at no validation of trial %d, so nothing is pruned%s",
+            metric,
+            ticket.number,
+            f"; did you mean {' or '.join(close)}?" if close else "",
+        )
 
     def _sync(self) -> list[Any]:
         return sync(self.folder, self.queue.trials(), self.settings, self.constraints)

@@ -34,7 +34,8 @@ WINDOW = 16
 def comparisons(job: Job, split: str, count: int) -> StoredRecords:
     """The run's comparisons of a split: those on disk, or new ones."""
     path = _path(job.run.path, split)
-    if gather(path.exists())[0]:  # what the first process sees
+    # the others do not even look: a network file system would remember for them that nothing was there
+    if gather(is_first() and path.exists())[0]:
         return StoredRecords(path)
     records = _sampled(job, split, count) if "policy" in job.parents else _spoken(job, split, count)
     if is_first():

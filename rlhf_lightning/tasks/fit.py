@@ -18,7 +18,7 @@ from rlhf_lightning.callbacks.pruning import pruning
 from rlhf_lightning.callbacks.samples import SampleTables
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.processes import gather, world_size
+from rlhf_lightning.processes import gather, is_first, world_size
 from rlhf_lightning.strategies.build import trainer_options
 from rlhf_lightning.tasks.job import Job, device_for
 
@@ -86,7 +86,7 @@ def _checkpoint(job: Job) -> Path | None:
 
     Raises: UserError if it was written under a strategy that leaves other files.
     """
-    found = gather(find_checkpoint(job.run.checkpoints))[0]
+    found = gather(find_checkpoint(job.run.checkpoints) if is_first() else None)[0]
     if found is not None:
         require_readable(found, job.root.strategy.name)
     return found

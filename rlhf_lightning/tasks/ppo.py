@@ -12,7 +12,6 @@ from rlhf_lightning.data.batching import first_prompts, prompt_batches
 from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.data.loader import BatchLoader
-from rlhf_lightning.evaluation.curves import read_metrics
 from rlhf_lightning.evaluation.figures import score_over_kl
 from rlhf_lightning.models.loading import (
     grow_embeddings,
@@ -25,6 +24,7 @@ from rlhf_lightning.models.packing import require_packable
 from rlhf_lightning.models.tokens import pad_id
 from rlhf_lightning.processes import is_first
 from rlhf_lightning.rewards.build import build_reward
+from rlhf_lightning.runs.curves import read_metrics
 from rlhf_lightning.stages.ppo import PPOModule
 from rlhf_lightning.tasks.fit import fit
 from rlhf_lightning.tasks.job import (

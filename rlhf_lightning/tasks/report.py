@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rlhf_lightning.compose import defaults_diff
 from rlhf_lightning.config import RootConfig
-from rlhf_lightning.evaluation.curves import read_metrics
 from rlhf_lightning.evaluation.figures import PANELS, learning_curves, score_over_kl, win_rate_bars
 from rlhf_lightning.evaluation.report import (
     ConfigChange,
@@ -21,6 +20,7 @@ from rlhf_lightning.evaluation.report import (
 )
 from rlhf_lightning.plan import StagePlan
 from rlhf_lightning.runs import Run, run_hash
+from rlhf_lightning.runs.curves import read_metrics
 from rlhf_lightning.runs.files import git_commit
 
 PIPELINE = (

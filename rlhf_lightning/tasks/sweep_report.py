@@ -14,10 +14,11 @@ from rlhf_lightning.evaluation.sweep_curves import curves_to_show, run_curves
 from rlhf_lightning.evaluation.sweep_report import Importance, SweepReport, TrialRow, render
 from rlhf_lightning.evaluation.sweep_report_console import best_lines, table_of
 from rlhf_lightning.runs.files import git_commit, write_text
+from rlhf_lightning.sweeps.child import label
 from rlhf_lightning.sweeps.importance import importance
 from rlhf_lightning.sweeps.queue import RETRY_OF
 from rlhf_lightning.sweeps.reading import FoundSweep, read_sweep
-from rlhf_lightning.sweeps.record import best_trials, label
+from rlhf_lightning.sweeps.record import best_trials
 from rlhf_lightning.sweeps.tensorboard import write_trials
 
 FILE_WIDTH = 150

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.callbacks.metrics_csv import MetricsCSV
-from rlhf_lightning.evaluation.curves import read_metrics
+from rlhf_lightning.runs.curves import read_metrics
 
 
 def test_rows_are_on_disk_at_once_and_new_columns_may_come_later(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import math
 import random
 from dataclasses import dataclass
 
-from rlhf_lightning.evaluation.curves import Curves
 from rlhf_lightning.evaluation.figures import PANELS, learning_curves, score_over_kl, win_rate_bars
 from rlhf_lightning.evaluation.metrics import model_metrics, win_rates
 from rlhf_lightning.evaluation.report import (
@@ -17,6 +16,7 @@ from rlhf_lightning.evaluation.report import (
     turns_of,
 )
 from rlhf_lightning.evaluation.samples import ModelSamples
+from rlhf_lightning.runs.curves import Curves
 
 
 @dataclass(frozen=True)

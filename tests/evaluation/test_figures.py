@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.evaluation.curves import read_metrics
 from rlhf_lightning.evaluation.figures import (
     PANELS,
     heat_strip,
@@ -13,6 +12,7 @@ from rlhf_lightning.evaluation.figures import (
     win_rate_bars,
 )
 from rlhf_lightning.evaluation.style import figure_to_data_uri, figure_to_svg
+from rlhf_lightning.runs.curves import read_metrics
 from tests.evaluation.fake import curves
 
 

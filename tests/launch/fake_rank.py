@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlhf_lightning.errors import Interrupted, Pruned, RunFailed, UserError
 from rlhf_lightning.launch.orders import Orders, Outcome
+from rlhf_lightning.runs.signals import SIGNALS
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
     if does == "waits":  # as for a process that is gone
         time.sleep(60)
     if does == "stops":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # as a real one, once it listens
         seen: list[int] = []
         signal.signal(signal.SIGUSR1, lambda signum, _frame: seen.append(signum))
         (folder.parent / f"ready-{rank}").touch()

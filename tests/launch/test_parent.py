@@ -112,7 +112,7 @@ def test_threads_are_shared_out_unless_the_user_says(
     seen: list[dict[str, str]] = []
     monkeypatch.setattr(parent.subprocess, "Popen", lambda command, env, **kwargs: seen.append(env))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(12)))
     parent.start(tmp_path, Ranks(4))
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     parent.start(tmp_path, Ranks(4))

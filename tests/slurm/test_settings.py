@@ -46,15 +46,15 @@ def test_settings_that_sbatch_would_misread_are_refused(
 
 
 def test_a_stage_has_what_its_own_settings_say_and_else_what_all_have() -> None:
-    given = {"ppo": {"time_min": 2880, "partition": "big"}, "evaluate": {"gpus_per_node": 2}}
+    given = {"ppo": {"time_min": 2880, "partition": "big"}, "report": {"gpus_per_node": 0}}
     settings = PipelineSlurmConfig(
         time_min=60, signal_before_s=30, nodes=4, tasks_per_node=8, stages=given
     )
-    ppo, sft, evaluate = (settings.of(name) for name in ("ppo", "sft", "evaluate"))
+    ppo, evaluate, report = (settings.of(name) for name in ("ppo", "evaluate", "report"))
     assert (ppo.time_min, ppo.partition, ppo.nodes) == (2880, "big", 4)
-    assert (sft.time_min, sft.partition, sft.nodes) == (60, None, 4)
-    # it trains nothing: one process, unless it is told otherwise
-    assert (evaluate.nodes, evaluate.tasks_per_node, evaluate.gpus_per_node) == (1, 1, 2)
+    # it trains nothing, but answers with as many processes as the policy was trained in
+    assert (evaluate.time_min, evaluate.partition, evaluate.nodes) == (60, None, 4)
+    assert (report.nodes, report.tasks_per_node, report.gpus_per_node) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from rlhf_lightning.sweeps.pruning import broken_rule
@@ -58,8 +60,15 @@ def test_other_curves_are_left_alone(curves: dict[str, list[float]]) -> None:
 
 def test_no_rule_looks_at_the_warmup() -> None:
     rules = RuleSettings(kl_budget=1, warmup_validations=2)
-    assert broken_rule({"val/kl_k1": [5.0, 5.0]}, rules) is None
+    # metrics of every iteration are no validations
+    assert broken_rule({"val/kl_k1": [5.0, 5.0], "rollout/score": [0.0] * 9}, rules) is None
     assert broken_rule({"val/kl_k1": [5.0, 5.0, 5.0]}, rules) is not None
+
+
+def test_what_is_not_a_number_breaks_no_rule() -> None:
+    rules = RuleSettings(kl_budget=1, min_entropy=1, warmup_validations=0)
+    curves = {"val/kl_k1": [math.nan], "val/entropy": [math.nan]}
+    assert broken_rule(curves, rules) is None
 
 
 def test_rules_that_are_off_never_prune() -> None:

@@ -13,6 +13,8 @@ import yaml
 
 from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.runs.files import read_json
+from rlhf_lightning.sweeps.samplers import CONSTRAINED
+from rlhf_lightning.sweeps.storage import open_storage, open_study
 from tests.sweeps.searching import done, records, run_search, start_search, starts, states, until
 
 
@@ -224,6 +226,9 @@ def test_every_sampler_searches_under_a_constraint(tmp_path: Path, name: str) ->
         tmp_path, space, n_trials=3, n_jobs=2, sampler=sampler, constraints=["ppo/kl_k1 <= 50"]
     )
     assert states(tmp_path) == ["COMPLETE"] * 3
+    # TPE and NSGA-II are told by how much each trial violates it
+    journal = (tmp_path / "sweep" / "study.journal").read_text(encoding="utf-8")
+    assert ("ppo/kl_k1 <= 50" in journal) == (name in CONSTRAINED)
 
 
 def test_a_database_may_hold_the_study(tmp_path: Path) -> None:
@@ -236,10 +241,49 @@ def test_a_database_may_hold_the_study(tmp_path: Path) -> None:
     assert "sqlite" not in (tmp_path / "sweep" / "sweep.json").read_text(encoding="utf-8")
 
 
+def test_a_study_and_its_directory_belong_to_each_other(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    # the name has a hash of the settings, not of the place
+    run_search(here, n_trials=1, storage=url)
+    with pytest.raises(UserError, match=r"got one that belongs to another directory"):
+        run_search(there, n_trials=1, storage=url)
+    before = (here / "sweep" / "trials" / "0000.json").read_bytes()
+    with pytest.raises(UserError, match=r"got one that is new"):
+        run_search(here, n_trials=1)  # the URL was forgotten
+    assert (here / "sweep" / "trials" / "0000.json").read_bytes() == before
+
+
 def test_a_database_that_is_not_there_is_refused_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^hydra\.sweeper\.storage must be") as error:
         run_search(tmp_path, n_trials=1, storage="nodb://me:secret@host/x")
     assert "secret" not in str(error.value)
+
+
+def test_a_lock_that_a_kill_left_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sweep").mkdir()
+    study = open_study(open_storage(Path("sweep"), None), "s", ["maximize"])
+    backend = study._storage._backend
+    backend._lock.grace_period = 1
+    backend._lock.acquire()  # and never released
+    study.add_trial(optuna.trial.create_trial(value=1.0))
+    assert len(study.trials) == 1
+
+
+def test_an_entry_that_another_process_left_half_written_is_cut_in_a_living_study(
+    tmp_path: Path,
+) -> None:
+    study = open_study(open_storage(tmp_path, None), "s", ["maximize"])
+    with open(tmp_path / "study.journal", "ab") as journal:
+        journal.write(b'{"op_code": 5, "wor')
+    study.add_trial(optuna.trial.create_trial(value=1.0))
+    again = open_study(open_storage(tmp_path, None), "s", ["maximize"])
+    assert [trial.value for trial in again.trials] == [1.0]
 
 
 def test_a_journal_whose_last_entry_was_cut_by_a_crash_is_read_again(tmp_path: Path) -> None:

@@ -128,6 +128,9 @@ def test_every_pruner_can_be_made_and_refuses_unknown_arguments(name: str) -> No
     metric = None if name == "none" else "val/gold_score"
     args = {"patience": 2} if name == "patience" else {}
     make_pruner(PrunerSettings(name, metric, args=args))
+    if name == "none":  # switched off on the command line, over a file's arguments
+        make_pruner(PrunerSettings(name, args={"n_startup_trials": 4}))
+        return
     with pytest.raises(UserError, match=r"^hydra\.sweeper\.pruner\.args\.nope must be one of"):
         make_pruner(PrunerSettings(name, metric, args={"nope": 1}))
 
