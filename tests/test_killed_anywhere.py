@@ -18,8 +18,9 @@ OFTEN = [f"{stage}.checkpoint_every=1" for stage in ("pretrain", "sft", "reward"
 """A checkpoint every step: a kill is likely to fall into the writing of one."""
 
 
-def files_of(outputs: Path) -> set[tuple[Path, int]]:
-    return {(file, file.stat().st_mtime_ns) for file in outputs.rglob("*") if file.is_file()}
+def progress(outputs: Path) -> dict[Path, int]:
+    """How much every stage has measured: it grows once a process trains."""
+    return {file: file.stat().st_size for file in outputs.glob("*/*/metrics.csv")}
 
 
 def require_whole(outputs: Path) -> dict[str, int]:
@@ -53,10 +54,10 @@ def test_twenty_kills_at_random_moments_leave_nothing_half_written(tmp_path: Pat
     pipeline, ended = 0, 0
     for kill in range(KILLS):
         outputs = tmp_path / f"outputs-{pipeline}"
-        before = files_of(outputs)
+        before = progress(outputs)
         process = start(tmp_path, f"outputs={outputs}", f"seed={pipeline}", *OFTEN)
-        wait_for(lambda: process.poll() == 0 or files_of(outputs) != before, process)  # noqa: B023
-        time.sleep(rng.uniform(0, 8))
+        wait_for(lambda: process.poll() == 0 or progress(outputs) != before, process)  # noqa: B023
+        time.sleep(rng.uniform(0, 5))
         process.kill()
         process.communicate()
         for name, count in require_whole(outputs).items():
@@ -64,7 +65,7 @@ def test_twenty_kills_at_random_moments_leave_nothing_half_written(tmp_path: Pat
         if process.returncode == 0:  # the kill came too late: the next ones have a new pipeline
             pipeline, ended = pipeline + 1, ended + 1
         print(f"kill {kill + 1}: {looked_at}")
-    assert ended < KILLS / 4 and min(looked_at.values()) > 0, looked_at
+    assert ended < KILLS / 2 and min(looked_at.values()) > 0, looked_at
     # what was killed again and again ends as what never was
     outputs, straight = tmp_path / f"outputs-{pipeline}", tmp_path / "straight"
     for folder in (outputs, straight):
