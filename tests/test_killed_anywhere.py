@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from rlhf_lightning.runs.artifact import resolve_artifact
-from tests.harness import start, wait_for
+from tests.harness import only, start, wait_for
 
 KILLS = 20
-OFTEN = [f"{stage}.checkpoint_every=1" for stage in ("pretrain", "sft", "reward", "ppo")]
+STAGES = ("pretrain", "sft", "reward", "ppo")
+OFTEN = [f"{stage}.checkpoint_every=1" for stage in STAGES]
 """A checkpoint every step: a kill is likely to fall into the writing of one."""
 
 
@@ -39,9 +40,7 @@ def require_whole(outputs: Path) -> dict[str, int]:
             seen["checkpoint"] += 1
     for folder in outputs.glob("*/*/artifact"):
         # compares every file with the manifest
-        resolve_artifact(
-            folder, stages=("pretrain", "sft", "reward", "ppo"), key=str(folder.parent)
-        )
+        resolve_artifact(folder, stages=STAGES, key=str(folder.parent))
         seen["artifact"] += 1
     return seen
 
@@ -77,7 +76,7 @@ def test_twenty_kills_at_random_moments_leave_nothing_half_written(tmp_path: Pat
 
 def final_weights(outputs: Path) -> dict[str, bytes]:
     """Of every artifact, by its stage."""
-    found = outputs.glob("*/*/artifact/model.safetensors")
-    weights = {file.parts[-4]: file.read_bytes() for file in found}
-    assert set(weights) == {"pretrain", "sft", "reward", "ppo"}
-    return weights
+    return {
+        stage: (only(outputs / stage) / "artifact" / "model.safetensors").read_bytes()
+        for stage in STAGES
+    }
