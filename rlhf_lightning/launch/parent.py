@@ -106,8 +106,7 @@ def start(folder: Path, ranks: Ranks) -> list[Started]:
 
 
 def _child(command: list[str], folder: Path, rank: int, ranks: Ranks) -> Started:
-    # those that this process may use, which a scheduler or taskset can have narrowed
-    threads = str(max(len(os.sched_getaffinity(0)) // ranks.devices, 1))
+    threads = str(max(_cores() // ranks.devices, 1))
     environment = {
         "OMP_NUM_THREADS": threads,
         **_inherited(),
@@ -128,6 +127,13 @@ def _child(command: list[str], folder: Path, rank: int, ranks: Ranks) -> Started
             start_new_session=True,  # Ctrl-C is for this process, which passes it on
         )
     return Started([rank], process)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells: a scheduler can have narrowed them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _under_srun(command: list[str], ranks: Ranks) -> Started:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.config import RootConfig, process_count
-from rlhf_lightning.errors import Pruned
+from rlhf_lightning.errors import Pruned, RunFailed
 from rlhf_lightning.launch.orders import Orders, Outcome, described
 from rlhf_lightning.launch.parent import Ranks, in_processes
 from rlhf_lightning.plan import StagePlan
@@ -69,9 +69,15 @@ def generate_in_processes(
     if shared is not None:  # other nodes do not see this machine's temporary files
         shared.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".generate-", dir=shared))
-    metrics = in_processes(orders, config_yaml, ranks, folder=folder / FOLDER, stop=stop)
-    shutil.rmtree(folder, ignore_errors=True)  # after an error it holds what the processes said
-    return metrics
+    failed = False
+    try:
+        return in_processes(orders, config_yaml, ranks, folder=folder / FOLDER, stop=stop)
+    except RunFailed:
+        failed = True  # the folder holds what the processes said, and the message names it
+        raise
+    finally:
+        if not failed:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _orders(plan: StagePlan, parents: Mapping[str, Artifact], **rest: Any) -> Orders:

@@ -8,6 +8,9 @@ from pathlib import Path
 Curves = dict[str, list[tuple[int, float]]]
 """Metric name → (step, value) in order of steps."""
 
+STAGES = ("sft", "reward", "ppo")
+"""Stages of a round, by the names that a pipeline's links have."""
+
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and whole rows of a metrics.csv; a last row that a kill cut short is left out.
@@ -37,3 +40,18 @@ def read_metrics(path: Path | str) -> Curves:
             if row[name]:
                 points[int(row["step"])] = float(row[name])
     return {name: sorted(points.items()) for name, points in found.items() if points}
+
+
+def run_curves(run: Path) -> Curves:
+    """Every scalar of a run; the rounds of a pipeline follow each other on one axis."""
+    curves: Curves = {}
+    folders = [run, run / "pretrain"]
+    rounds = (folder for folder in run.glob("round-*") if folder.name[6:].isdigit())
+    for folder in sorted(rounds, key=lambda found: int(found.name[6:])):
+        folders += [folder / stage for stage in STAGES]
+    for folder in folders:
+        for name, points in read_metrics(folder / "metrics.csv").items():
+            before = curves.setdefault(name, [])
+            last = before[-1][0] if before else 0
+            before += [(last + step, value) for step, value in points]
+    return curves

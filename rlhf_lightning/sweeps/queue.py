@@ -155,6 +155,8 @@ class Queue:
     def _fail_lost(self) -> None:
         for trial in self.trials():
             worker = trial.user_attrs.get(WORKER)
+            if worker == self.worker:
+                continue
             if trial.state.name == "RUNNING" and not (worker and is_held(self.lease_of(worker))):
                 run = announced(config_folder(self.folder, trial.number))
                 if run is not None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import Interrupted, RunFailed
-from rlhf_lightning.runs.curves import read_metrics
+from rlhf_lightning.runs.curves import run_curves
 from rlhf_lightning.runs.files import write_text
 from rlhf_lightning.runs.lease import Lease
 from rlhf_lightning.runs.signals import Stop, graceful_signals
@@ -144,15 +144,11 @@ class Worker:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         command = self.settings.command or [sys.executable, "-m", "rlhf_lightning"]
-        storage = self.settings.storage
-        environment = {
-            **os.environ,
-            **orders.environment(storage, child=self.settings.command is None),
-        }
+        ours = orders.environment(self.settings.storage, child=self.settings.command is None)
+        environment = {**os.environ, **ours}
         environment.pop("HYDRA_FULL_ERROR", None)  # ours, while Hydra runs the sweep
-        if (
-            self.settings.n_jobs > 1
-        ):  # they share the cores: threads that spin would be in each other's way
+        # trials at once share the cores: threads that spin would be in each other's way
+        if self.settings.n_jobs > 1:
             environment.setdefault("OMP_WAIT_POLICY", "passive")
         with open(logs / f"{label(ticket.number)}.txt", "ab") as output:
             process = subprocess.Popen(
@@ -200,7 +196,7 @@ class Worker:
         if self.settings.pruner.name == "none" or outcome.state != "COMPLETE" or run is None:
             return
         (trial,) = (t for t in self.queue.trials() if t.number == ticket.number)
-        measured = {name for file in run.rglob("metrics.csv") for name in read_metrics(file)}
+        measured = run_curves(run)
         if trial.intermediate_values or not measured or metric in measured:
             return
         close = get_close_matches(metric or "", sorted(measured), n=3)

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from rlhf_lightning.config import RootConfig
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.evaluation.sweep_curves import curves_to_show, run_curves
+from rlhf_lightning.evaluation.sweep_curves import curves_to_show
 from rlhf_lightning.evaluation.sweep_report import Importance, SweepReport, TrialRow, render
 from rlhf_lightning.evaluation.sweep_report_console import best_lines, table_of
+from rlhf_lightning.runs.curves import run_curves
 from rlhf_lightning.runs.files import git_commit, write_text
 from rlhf_lightning.sweeps.child import label
 from rlhf_lightning.sweeps.importance import importance

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_lightning.evaluation.sweep_curves import curves_to_show, run_curves
+from rlhf_lightning.evaluation.sweep_curves import curves_to_show
 from rlhf_lightning.evaluation.sweep_figures import best_so_far, figures_of, trial_curves
 from rlhf_lightning.evaluation.sweep_parallel import Scale, goodness
 from rlhf_lightning.evaluation.sweep_report import (
@@ -19,7 +19,7 @@ from rlhf_lightning.evaluation.sweep_report import (
     render,
     summary_line,
 )
-from rlhf_lightning.runs.curves import Curves
+from rlhf_lightning.runs.curves import Curves, run_curves
 
 
 def trial(number: int, *values: float, **others: object) -> TrialRow:

@@ -231,6 +231,19 @@ def test_every_sampler_searches_under_a_constraint(tmp_path: Path, name: str) ->
     assert ("ppo/kl_k1 <= 50" in journal) == (name in CONSTRAINED)
 
 
+@pytest.mark.parametrize(
+    ("metric", "warned"), [("ppo/gold_score", True), ("val/gold_score", False)]
+)
+def test_a_pruner_that_can_never_prune_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, metric: str, warned: bool
+) -> None:
+    pruner = {"name": "median", "metric": metric}
+    run_search(tmp_path, n_trials=1, sampler={"name": "random", "args": {}}, pruner=pruner)
+    said = f"pruner.metric={metric} was measured at no validation of trial 0"
+    assert (said in caplog.text) == warned
+    assert ("did you mean val/gold_score?" in caplog.text) == warned
+
+
 def test_a_database_may_hold_the_study(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     run_search(tmp_path, n_trials=1, storage=url)
