@@ -208,6 +208,7 @@ def test_a_tree_without_the_schema_is_refused() -> None:
         (["lora=default", "sft.lora.alpha=0"], "sft.lora.alpha must be > 0, got 0.0"),
         (["lora=default", "reward.lora.dropout=1"], "reward.lora.dropout must be in [0, 1), got 1.0"),
         (["lora=default", "reward.lora.targets=''"], "reward.lora.targets must be all-linear or layer names, got ''"),
+        (["lora=default", "reward.lora.last_blocks=0"], "reward.lora.last_blocks must be >= 1 or null, got 0"),
         (["lora=default", "sft.lora.rank=0", "ppo.lora.rank=0"], "sft.lora.rank must be >= 1, got 0"),
         (["lora=default", "ppo.lora.dropout=0.1"], "ppo.lora.dropout must be 0 (the ratio would not be one), got 0.1"),
         (["ppo.lora.rank=8"], "ppo.lora must be filled (adapter@ppo.lora=lora) where ppo.lora.rank is given, got null"),

@@ -18,6 +18,9 @@ class LoRAConfig:
     targets: str = "all-linear"
     """all-linear (every linear layer of the backbone, never the output layer), or names: q_proj,v_proj (quoted).
     Default: Dettmers et al. 2023, arXiv:2305.14314, who found all layers to be needed."""
+    last_blocks: int | None = None
+    """Adapters on this many of the last transformer blocks, null: on all. The backward pass ends at the first of them,
+    and blocks before it keep no activations. Habit: all."""
     dropout: float = 0.0
     """On the adapters' input while SFT and the reward model train. PPO has none, or its ratio would not be one."""
 
@@ -27,4 +30,6 @@ class LoRAConfig:
         require(
             bool(self.targets.strip()), "lora.targets", "all-linear or layer names", self.targets
         )
+        positive = self.last_blocks is None or self.last_blocks >= 1
+        require(positive, "lora.last_blocks", ">= 1 or null", self.last_blocks)
         require(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)", self.dropout)

@@ -77,12 +77,17 @@ def _inject(model: PreTrainedModel, settings: LoraConfig, name: str) -> None:
 
 
 def _settings(model: PreTrainedModel, lora: LoRAConfig) -> LoraConfig:
-    there = _linear_names(backbone(model))
+    paths = _linear_paths(backbone(model))
+    there = {path.rsplit(".", 1)[-1] for path in paths}
     wanted = there if lora.targets == "all-linear" else {t.strip() for t in lora.targets.split(",")}
     if unknown := sorted(wanted - there):
         raise UserError(
             f"lora.targets must be all-linear or some of {', '.join(sorted(there))}, got {unknown[0]!r}"
         )
+    if lora.last_blocks is not None:
+        wanted = {
+            p for p in _of_last_blocks(paths, lora.last_blocks) if p.rsplit(".", 1)[-1] in wanted
+        }
     conv1d = any(isinstance(m, Conv1D) for m in backbone(model).modules())
     return LoraConfig(
         r=lora.rank,
@@ -93,13 +98,22 @@ def _settings(model: PreTrainedModel, lora: LoRAConfig) -> LoraConfig:
     )
 
 
-def _linear_names(trunk: nn.Module) -> set[str]:
-    """Last names of the linear layers, whether adapters are on them already or not."""
-    return {
-        name.removesuffix(".base_layer").rsplit(".", 1)[-1]
+def _linear_paths(trunk: nn.Module) -> list[str]:
+    """The linear layers, whether adapters are on them already or not."""
+    return [
+        name.removesuffix(".base_layer")
         for name, module in trunk.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in f".{name}"
-    }
+    ]
+
+
+def _of_last_blocks(paths: list[str], number: int) -> list[str]:
+    """The layers of the last blocks: what follows the backbone's first list, `layers.11.mlp.fc` is of block 11."""
+    block = {p: next((int(part) for part in p.split(".") if part.isdecimal()), None) for p in paths}
+    blocks = sorted({index for index in block.values() if index is not None})
+    if number > len(blocks):
+        raise UserError(f"lora.last_blocks must be at most {len(blocks)}, got {number}")
+    return [path for path, index in block.items() if index in blocks[-number:]]
 
 
 def _layers(model: nn.Module) -> list[Any]:

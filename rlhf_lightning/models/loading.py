@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 disable_progress_bar()  # one bar a run: the stage's own
 set_verbosity_error()  # what it would only warn of, weights that a folder lacks, is refused below
+if (
+    not torch.cuda.is_available()
+):  # transformers imports DeepSpeed to save a model, and DeepSpeed warns of a missing GPU
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _options(model: ModelConfig) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_lightning.config import LoRAConfig
 from rlhf_lightning.errors import UserError
@@ -206,3 +209,38 @@ def test_adapters_on_half_precision_weights_are_fp32_and_dropout_is_their_own() 
     kept = [m.p for n, m in policy.named_modules() if n.endswith("lora_dropout.policy")]
     assert kept and set(kept) == {0.25}
     assert response_logits(policy, *sequence()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_on_the_last_blocks_alone(family: str, tmp_path: Path) -> None:
+    policy = tiny_policy(family=family)
+    number = len(blocks := block_numbers(n for n, _ in policy.named_modules()))
+    add_adapter(policy, LoRAConfig(rank=2, last_blocks=1), "policy", seed=0)
+    assert block_numbers(adapter_state(policy, "policy")) == {max(blocks)}
+    save_adapter(policy, "policy", tmp_path, base="the-base")
+    other = tiny_policy(family=family)
+    load_adapter(other, "policy", tmp_path)
+    assert adapter_state(other, "policy").keys() == adapter_state(policy, "policy").keys()
+    expected = rf"lora\.last_blocks must be at most {number}, got {number + 1}"
+    with pytest.raises(UserError, match=expected):
+        add_adapter(
+            tiny_policy(family=family), LoRAConfig(last_blocks=number + 1), "policy", seed=0
+        )
+
+
+def block_numbers(names: Iterable[str]) -> set[int]:
+    """The blocks that modules or parameters belong to."""
+    return {int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
+
+
+def test_the_first_block_of_twelve_gets_none_of_the_eleventh() -> None:
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=12,
+        num_attention_heads=2,
+    )
+    policy = LlamaForCausalLM(config)
+    add_adapter(policy, LoRAConfig(rank=2, targets="q_proj", last_blocks=11), "policy", seed=0)
+    assert block_numbers(adapter_state(policy, "policy")) == set(range(1, 12))
