@@ -132,8 +132,8 @@ class PPOConfig:
     old_logprobs: str = "auto"
     """sampled: those of the sampler; recomputed: one more forward pass; auto: sampled in fp32, else recomputed."""
     ratio_tolerance: float | None = None
-    """Largest |ratio - 1| on an iteration's first minibatch; null: 1e-4 in fp32, 0.05 in half precision,
-    which is their rounding with room to spare."""
+    """Allowed |ratio - 1| on an iteration's first minibatch: in fp32 the largest (null: 1e-4), in half precision the
+    mean (null: 0.1), since its rounding alone moves single tokens by more than many mistakes do."""
     ptx: PTXConfig = field(default_factory=PTXConfig)
     """Pretraining text beside PPO; off."""
     optimizer: Any = None

@@ -17,7 +17,6 @@ from rlhf_lightning.models.adapters import in_use
 from rlhf_lightning.models.forward import hidden_states_of, packed_logits
 from rlhf_lightning.processes import all_sum, gather, piece_size, shares, world_size
 from rlhf_lightning.stages.ppo_losses import (
-    RATIO_TOLERANCE,
     actor_losses,
     check_ratio,
     critic_loss,
@@ -134,8 +133,8 @@ class PPOUpdate:
         with hidden_states_of(self.policy) if shared else nullcontext([]) as hidden:
             actor, logprobs, statistics = actor_losses(self.policy, micro, self.hp, tokens=tokens)
         if first:
-            allowed = self.hp.ratio_tolerance or RATIO_TOLERANCE[computing_dtype(self.policy)]
-            check_ratio(logprobs, micro, allowed=allowed, where=progress.where)
+            dtype, allowed = computing_dtype(self.policy), self.hp.ratio_tolerance
+            check_ratio(logprobs, micro, dtype=dtype, allowed=allowed, where=progress.where)
         require_finite(actor, where=progress.where)
         actor = actor if counts else 0 * actor
         if self.value is None:

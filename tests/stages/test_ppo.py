@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +37,7 @@ from rlhf_lightning.models.adapters import (
 )
 from rlhf_lightning.rewards.text import TextReward
 from rlhf_lightning.stages.ppo import PPOModule
-from rlhf_lightning.stages.ppo_losses import actor_losses, critic_loss
+from rlhf_lightning.stages.ppo_losses import actor_losses, check_ratio, critic_loss
 from rlhf_lightning.stages.rollout import micro_batches, to_experience
 from tests import training
 from tests.tiny import VOCAB, packed_text, prompt_batch, tiny_policy, tiny_scorer
@@ -193,6 +195,24 @@ def test_a_ratio_that_is_not_one_stops_the_run():
     ppo.sampling.temperature = 0.5  # sampling no longer agrees with the update
     with pytest.raises(RunFailed, match="policy ratio differs from 1"):
         fit(ppo)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "moved", "fails"),
+    [
+        (torch.float32, (9e-5, 0.0, 0.0, 0.0), False),
+        (torch.float32, (2e-4, 0.0, 0.0, 0.0), True),
+        (torch.bfloat16, (0.3, 0.0, 0.0, 0.0), False),  # one token's rounding
+        (torch.bfloat16, (0.15, -0.15, 0.15, -0.15), True),
+        (torch.bfloat16, (float("nan"), 0.0, 0.0, 0.0), True),
+    ],
+)
+def test_the_ratio_may_be_off_by_rounding_only(dtype: torch.dtype, moved: tuple, fails: bool):
+    zeros, real = torch.zeros(1, 5), torch.tensor([[True, True, True, True, False]])
+    micro: Any = SimpleNamespace(logprobs=zeros, response_mask=real)
+    logprobs = torch.tensor([[*moved, 7.0]])  # the last one is padding
+    with pytest.raises(RunFailed, match="differs from 1") if fails else nullcontext():
+        check_ratio(logprobs, micro, dtype=dtype, allowed=None, where="here")
 
 
 def test_a_score_that_is_not_finite_stops_the_run_before_any_update():
