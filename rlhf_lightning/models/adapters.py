@@ -288,10 +288,10 @@ class TrunkScorer(nn.Module):
         adapter = adapter_state(self.trunk, str(self.adapter)).values() if own else ()
         return [p for p in (*self.score.parameters(), *adapter) if p.requires_grad]
 
-    def hidden_states(self, **inputs: Any) -> Tensor:
-        """Last hidden states (B, T, d) of the backbone."""
+    def run(self, **inputs: Any) -> Any:
+        """The backbone's outputs."""
         with using(self.trunk, self.adapter):
-            return run_backbone(self.trunk, **inputs, use_cache=False).last_hidden_state
+            return run_backbone(self.trunk, **inputs)
 
 
 def in_use(model: nn.Module) -> AbstractContextManager[None]:

@@ -86,11 +86,14 @@ def columns(start: int, end: int, device: torch.device) -> Tensor:
     return torch.arange(start, end, device=device)
 
 
+def run_trunk(model: nn.Module, **inputs: Any) -> Any:
+    """The outputs of a scalar-head model's backbone."""
+    return model.run(**inputs) if isinstance(model, TrunkScorer) else backbone(model)(**inputs)
+
+
 def _hidden(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    if isinstance(model, TrunkScorer):
-        return model.hidden_states(**inputs_for(backbone(model.trunk), ids, mask))
-    trunk = backbone(model)
-    return trunk(**inputs_for(trunk, ids, mask), use_cache=False).last_hidden_state
+    trunk = backbone(model.trunk if isinstance(model, TrunkScorer) else model)
+    return run_trunk(model, **inputs_for(trunk, ids, mask), use_cache=False).last_hidden_state
 
 
 @contextmanager

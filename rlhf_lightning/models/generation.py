@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.batches import PromptBatch, TensorBatch
 from rlhf_lightning.models.forward import columns, inputs_for
+from rlhf_lightning.models.shared_prompt import distinct
 from rlhf_lightning.processes import is_sharded, largest
 
 COMPACT_BELOW = 0.8
@@ -68,7 +69,9 @@ def sample(
     attention, lengths = prompts.mask, prompts.mask.sum(1)
     width = prompts.ids.shape[1]
     last = columns(width - 1, width, device)
-    first, place = _distinct(prompts)
+    first, place = distinct(
+        prompts.ids, prompts.mask
+    )  # K completions of a prompt, or PPO's samples
     seen = inputs_for(model, prompts.ids[first], attention[first])
     out = model(**seen, use_cache=True, logits_to_keep=last)
     cache, logits = out.past_key_values, out.logits[:, -1]
@@ -105,18 +108,6 @@ def sample(
         logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
     width = int(mask.sum(1).max())
     return Responses(ids[:, :width], mask[:, :width], logprobs[:, :width], ended)
-
-
-def _distinct(prompts: PromptBatch) -> tuple[Tensor, Tensor]:
-    """Rows that hold each prompt once, in order, and for every row the place of its prompt among them.
-
-    K completions of a prompt, or `ppo.samples_per_prompt`, have its keys and values computed once.
-    """
-    real = prompts.ids.masked_fill(~prompts.mask, -1)
-    _, group = torch.unique(real, dim=0, return_inverse=True)
-    rows = torch.arange(len(group), device=group.device)
-    earliest = torch.full_like(group, len(group)).scatter_reduce(0, group, rows, "amin")
-    return earliest[group].unique(return_inverse=True)
 
 
 def draw_uniforms(

@@ -1,22 +1,35 @@
-"""All completions of a prompt in one row, so that the prompt is computed once and not K times.
+"""A prompt is computed once for its K completions, and not K times.
+
+With gradients, all completions of a prompt stand in one row:
 
     row        prompt            completion 1     completion 2     ...
     position   0 .. P-1          P .. P+n₁-1      P .. P+n₂-1
     sees       earlier prompt    prompt + own     prompt + own
 
 A token sees exactly what it would see in a row of its own, so scores and gradients are those of one pass a completion.
+
+Without gradients, the keys and values of each prompt are computed once and then read by all rows that begin with it
+(`response_logits_by_cache`, `response_scores_by_cache`), by any model that can sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.batches import ComparisonBatch
-from rlhf_lightning.models.adapters import backbone
-from rlhf_lightning.models.forward import attention_mask, head_scores, sequence_scores
+from rlhf_lightning.models.adapters import TrunkScorer, backbone
+from rlhf_lightning.models.forward import (
+    attention_mask,
+    columns,
+    head_scores,
+    inputs_for,
+    run_trunk,
+    sequence_scores,
+)
 
 
 def comparison_scores(model: nn.Module, batch: ComparisonBatch, *, share_prompt: bool) -> Tensor:
@@ -75,3 +88,74 @@ def _places(batch: ComparisonBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
     column = torch.where(in_prompt, place, column)
     segment = torch.where(in_prompt, 0, 1 + completion - first)
     return batch.group[completion], column, batch.ids[completion, place], place, segment
+
+
+def distinct(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of left-padded prompts (B, P) that hold each of them once, in order, and each row's place among those."""
+    real = ids.masked_fill(~mask, -1)
+    _, group = torch.unique(real, dim=0, return_inverse=True)
+    rows = torch.arange(len(group), device=group.device)
+    earliest = torch.full_like(group, len(group)).scatter_reduce(0, group, rows, "amin")
+    return earliest[group].unique(return_inverse=True)
+
+
+@torch.no_grad()
+def response_logits_by_cache(
+    model: nn.Module,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> Tensor:
+    """`forward.response_logits`, (B, R, V), for rows of which several begin with the same prompt."""
+    width = prompt_ids.shape[1]
+    place, before, after = _run_by_cache(
+        model,
+        model,
+        (prompt_ids, prompt_mask, response_ids, response_mask),
+        logits_to_keep=columns(width - 1, width, prompt_ids.device),
+    )
+    return torch.cat([before.logits[place], after.logits[:, :-1]], 1)
+
+
+@torch.no_grad()
+def response_scores_by_cache(
+    model: nn.Module,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> Tensor:
+    """`forward.sequence_scores`, (B,) fp32, for rows of which several begin with the same prompt.
+
+    No response may be empty.
+    """
+    _, _, after = _run_by_cache(
+        lambda **inputs: run_trunk(model, **inputs),
+        backbone(model.trunk if isinstance(model, TrunkScorer) else model),
+        (prompt_ids, prompt_mask, response_ids, response_mask),
+    )
+    last = response_mask.sum(1) - 1
+    return head_scores(model, after.last_hidden_state[torch.arange(len(last)), last])
+
+
+def _run_by_cache(
+    run: Callable[..., Any],
+    model: nn.Module,
+    sequence: tuple[Tensor, Tensor, Tensor, Tensor],
+    **of_prompt: Any,
+) -> tuple[Tensor, Any, Any]:
+    """Place of each row's prompt, the output of the distinct prompts, and that of all responses after them.
+
+    Two passes, however many rows there are: processes that share a model's weights make as many.
+    """
+    prompt_ids, prompt_mask, response_ids, response_mask = sequence
+    first, place = distinct(prompt_ids, prompt_mask)
+    seen = inputs_for(model, prompt_ids[first], prompt_mask[first])
+    before = run(**seen, **of_prompt, use_cache=True)
+    cache = before.past_key_values
+    cache.batch_select_indices(place)
+    inputs = inputs_for(model, response_ids, torch.cat([prompt_mask, response_mask], 1))
+    if "position_ids" in inputs:
+        inputs["position_ids"] = inputs["position_ids"][:, prompt_ids.shape[1] :]
+    return place, before, run(**inputs, past_key_values=cache, use_cache=True)

@@ -26,6 +26,8 @@ class ScoreRequest:
     records: list[dict[str, Any]]
     """The prompts' source records."""
     tokenizer: PreTrainedTokenizerFast
+    share_prompt: bool = False
+    """Several responses have the same prompt: it is worth while to compute it once. No response is empty then."""
 
     @cached_property
     def responses(self) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.forward import sequence_scores
+from rlhf_lightning.models.shared_prompt import response_scores_by_cache
 from rlhf_lightning.rewards.base import Means, ScoreRequest
 
 
@@ -22,6 +23,11 @@ class LearnedReward(nn.Module):
     @torch.no_grad()
     def forward(self, request: ScoreRequest) -> Tensor:
         """Scores (B,) at the last real token of prompt + response."""
+        if request.share_prompt:
+            sequence = (request.prompt_ids, request.prompt_mask)
+            return response_scores_by_cache(
+                self.model, *sequence, request.response_ids, request.response_mask
+            )
         ids = torch.cat([request.prompt_ids, request.response_ids], 1)
         mask = torch.cat([request.prompt_mask, request.response_mask], 1)
         return sequence_scores(self.model, ids, mask)

@@ -83,7 +83,12 @@ class PPOModule(LightningModule):
         lowered = next(policy.parameters()).dtype != torch.float32
         recompute = hp.old_logprobs == "recomputed" or (hp.old_logprobs == "auto" and lowered)
         self.sampling = Sampling(
-            hp.max_response_tokens, hp.temperature, hp.rollout_batch_size, tokenizer, recompute
+            hp.max_response_tokens,
+            hp.temperature,
+            hp.rollout_batch_size,
+            tokenizer,
+            recompute_logprobs=recompute,
+            share_prompt=hp.samples_per_prompt > 1,
         )
         self.validation_samples: list[dict[str, Any]] = []
         self.validation_metrics: dict[str, float] = {}

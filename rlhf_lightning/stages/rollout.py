@@ -20,6 +20,7 @@ from rlhf_lightning.functional.scores import RunningMoments, clip_scores, eos_ru
 from rlhf_lightning.functional.statistics import explained_variance
 from rlhf_lightning.models.forward import response_logits, token_values, trim
 from rlhf_lightning.models.generation import Responses, draw_uniforms, sample
+from rlhf_lightning.models.shared_prompt import response_logits_by_cache
 from rlhf_lightning.models.tokens import eos_id, pad_id
 from rlhf_lightning.processes import gather, in_order, share, world_size
 from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest
@@ -38,6 +39,8 @@ class Sampling:
     tokenizer: PreTrainedTokenizerFast
     recompute_logprobs: bool = False
     """Take the policy's log-probabilities from a full forward pass instead of the sampler (lower precision)."""
+    share_prompt: bool = False
+    """Several rows have the same prompt: passes without gradients compute it once."""
 
 
 @torch.no_grad()
@@ -125,14 +128,20 @@ def _scored(
     sampling: Sampling,
 ) -> Rollout:
     sequence = (prompts.ids, prompts.mask, responses.ids, responses.mask)
+    logits_of = response_logits_by_cache if sampling.share_prompt else response_logits
 
     def logprobs(model: nn.Module) -> Tensor:
-        logits = response_logits(model, *sequence)
+        logits = logits_of(model, *sequence)
         found = token_logprobs(logits, responses.ids, temperature=sampling.temperature)
         return found.masked_fill(~responses.mask, 0.0)
 
     zeros = torch.zeros_like(responses.logprobs)
-    request = ScoreRequest(*sequence, records=prompts.records, tokenizer=sampling.tokenizer)
+    request = ScoreRequest(
+        *sequence,
+        records=prompts.records,
+        tokenizer=sampling.tokenizer,
+        share_prompt=sampling.share_prompt,
+    )
     return Rollout(
         prompt_ids=prompts.ids,
         prompt_mask=prompts.mask,

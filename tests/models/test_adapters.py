@@ -30,6 +30,7 @@ from rlhf_lightning.models.adapters import (
 )
 from rlhf_lightning.models.forward import response_logits, sequence_scores, token_values
 from rlhf_lightning.models.loading import set_dropout
+from rlhf_lightning.models.shared_prompt import response_scores_by_cache
 from tests.tiny import tiny_policy, tiny_scorer
 
 LORA = LoRAConfig(rank=2, alpha=4.0)
@@ -176,6 +177,11 @@ def test_a_reward_adapter_on_the_policys_backbone_scores_as_the_whole_reward_mod
     ids, mask = sequence()[2], sequence()[3]
     expected = (sequence_scores(scorer, ids, mask) - 0.25) * 2
     torch.testing.assert_close(sequence_scores(shared, ids, mask), expected)
+    prompts, prompt_mask, responses, response_mask = sequence()
+    whole = torch.cat([prompts, responses], 1), torch.cat([prompt_mask, response_mask], 1)
+    torch.testing.assert_close(
+        response_scores_by_cache(shared, *sequence()), sequence_scores(shared, *whole)
+    )
     assert not any(p.requires_grad for p in adapter_state(policy, "reward").values())
 
 

@@ -31,6 +31,10 @@ from rlhf_lightning.models.forward import (
     token_values,
 )
 from rlhf_lightning.models.generation import Responses, sample
+from rlhf_lightning.models.shared_prompt import (
+    response_logits_by_cache,
+    response_scores_by_cache,
+)
 from tests.tiny import BOS, EOS, PAD, VOCAB, gpt2_config, llama_config, prompt_batch
 
 JUNK = 17
@@ -172,6 +176,32 @@ def test_a_score_in_a_padded_batch_is_that_of_the_row_alone(family: str, attenti
     found = sequence_scores(model, ids, mask)
     assert found.std() > 0.3
     close(found, torch.stack([values_alone(model, plain_row(row)[0])[-1] for row in range(4)]))
+
+
+def rows_that_share_prompts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The batch's responses after two of its prompts, which stand apart."""
+    prompt_ids, prompt_mask, *responses = batch()
+    rows = torch.tensor([1, 3, 1, 3])
+    return prompt_ids[rows], prompt_mask[rows], responses[0], responses[1]
+
+
+def test_a_prompt_that_is_computed_once_changes_no_logprob(family: str, attention: str) -> None:
+    model, sequence = policy(family, attention), rows_that_share_prompts()
+    with torch.no_grad():
+        expected = token_logprobs(response_logits(model, *sequence), sequence[2])
+    found = token_logprobs(response_logits_by_cache(model, *sequence), sequence[2])
+    assert expected[sequence[3]].std() > 0.3
+    close(found[sequence[3]], expected[sequence[3]])
+
+
+def test_a_prompt_that_is_computed_once_changes_no_score(family: str, attention: str) -> None:
+    model, sequence = scorer(family, attention), rows_that_share_prompts()
+    prompt_ids, prompt_mask, response_ids, response_mask = sequence
+    whole = (torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, response_mask], 1))
+    with torch.no_grad():
+        expected = sequence_scores(model, *whole)
+    assert expected.std() > 0.05
+    close(response_scores_by_cache(model, *sequence), expected)
 
 
 def values_alone(model: Any, ids: Tensor) -> Tensor:
