@@ -65,19 +65,21 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def share(count: int) -> list[int]:
-    """The rows of `count` that this process computes: every W-th, equally many everywhere.
+def share(count: int, group_size: int = 1) -> list[int]:
+    """The rows of `count` that this process computes: every W-th group of rows, equally many everywhere.
 
-    Where W does not divide `count` the last row is computed more than once; `in_order` drops the copies.
+    Where they do not come out even the last ones are computed more than once; `in_order` drops the copies.
     """
-    size = world_size()
-    return [min(rank() + i * size, count - 1) for i in range(math.ceil(count / size))]
+    size, groups = world_size(), math.ceil(count / group_size)
+    own = [min(rank() + i * size, groups - 1) for i in range(math.ceil(groups / size))]
+    return [min(group * group_size + i, count - 1) for group in own for i in range(group_size)]
 
 
-def in_order(parts: Sequence[Sequence[T]], count: int) -> list[T]:
+def in_order(parts: Sequence[Sequence[T]], count: int, group_size: int = 1) -> list[T]:
     """The rows of all processes' shares (`gather`ed) in their own order, each once."""
     size = len(parts)
-    return [parts[i % size][i // size] for i in range(count)]
+    places = (divmod(row, group_size) for row in range(count))
+    return [parts[group % size][group // size * group_size + i] for group, i in places]
 
 
 def shares(items: Sequence[T]) -> Iterator[tuple[T, bool]]:

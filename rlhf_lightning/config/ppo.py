@@ -133,7 +133,7 @@ class PPOConfig:
     """sampled: those of the sampler; recomputed: one more forward pass; auto: sampled in fp32, else recomputed."""
     ratio_tolerance: float | None = None
     """Allowed |ratio - 1| on an iteration's first minibatch: in fp32 the largest (null: 1e-4), in half precision the
-    mean (null: 0.1), since its rounding alone moves single tokens by more than many mistakes do."""
+    mean (null: 0.2), since its rounding alone moves single tokens by more than many mistakes do."""
     ptx: PTXConfig = field(default_factory=PTXConfig)
     """Pretraining text beside PPO; off."""
     optimizer: Any = None

@@ -11,9 +11,9 @@ def lr_multiplier(
     """Share of the peak learning rate at optimizer step `step` = 0 … total_steps − 1.
 
     The first w = round(warmup_fraction · total_steps) rise as (step + 1) / w: none has rate 0.
-    Then, with p = (step − w) / (total_steps − 1 − w) and f = final_fraction:
+    Then, with p = (step − w) / (total_steps − w) and f = final_fraction:
     cosine f + (1 − f)(1 + cos πp)/2 ;  linear 1 − (1 − f)p ;  constant 1.
-    The last step, and any after it, has f.
+    f is reached after the last step, not in it: with f = 0 every step learns.
     Raises: ValueError if name is unknown, total_steps < 1 or step < 0.
     """
     if total_steps < 1:
@@ -21,7 +21,7 @@ def lr_multiplier(
     if step < 0:
         raise ValueError(f"step must be >= 0, got {step}")
     warmup = min(round(warmup_fraction * total_steps), total_steps - 1)
-    progress = min(1.0, max(0, step - warmup) / max(1, total_steps - 1 - warmup))
+    progress = min(1.0, max(0, step - warmup) / (total_steps - warmup))
     shapes = {
         "cosine": final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2,
         "linear": 1 - (1 - final_fraction) * progress,

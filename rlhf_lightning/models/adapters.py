@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -214,18 +215,36 @@ def load_adapter(model: PreTrainedModel, name: str, folder: Path) -> Tensor | No
     return head
 
 
+@torch.no_grad()
 def merge_adapter(model: PreTrainedModel, name: str) -> None:
-    """Add adapter `name` to the weights and take every adapter off, in place: a plain model again."""
+    """Add adapter `name` to the weights and take every adapter off, in place: a plain model again.
+
+    bfloat16 weights are rounded up or down at random, the same way each time: to the nearest, a sum would be the old
+    weight wherever the adapter's part is below half of its last digit, and small updates would be lost.
+    """
     trunk = backbone(model)
     for path, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             layer: Any = module
-            layer.merge(adapter_names=[name])
+            weight = layer.get_base_layer().weight
+            exact = weight.float() + layer.get_delta_weight(name).float()
+            weight.copy_(_rounded(exact, weight.dtype, seed=crc32(path.encode())))
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, layer.get_base_layer())
     del trunk.peft_config
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+
+
+def _rounded(exact: Tensor, dtype: torch.dtype, *, seed: int) -> Tensor:
+    """fp32 numbers in `dtype`; in bfloat16 each is, on average, what it was."""
+    if dtype != torch.bfloat16:
+        return exact.to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 2**16, exact.shape, dtype=torch.int32, generator=generator)
+    # the upper half of the bits is the bfloat16 number below, in size; the noise carries into it by chance
+    bits = exact.contiguous().view(torch.int32) + noise.to(exact.device)
+    return (bits & -(2**16)).view(torch.float32).to(dtype)
 
 
 class AdapterView(nn.Module):

@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from rlhf_lightning.config import ModelConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import backbone
+from rlhf_lightning.models.packing import beside_attention
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -98,9 +99,11 @@ def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerF
 def load_policy(path: str | Path, model: ModelConfig) -> PreTrainedModel:
     """A causal LM from a folder or hub id.
 
-    Raises: UserError if there is none, or its context is shorter than `model.context_length`.
+    Raises: UserError if there is none, it has other layers than attention, or its context is shorter than
+    `model.context_length`.
     """
     policy = _loaded(AutoModelForCausalLM, path, model)
+    _require_attention(policy)
     longest = getattr(policy.config, "max_position_embeddings", None)
     if longest is not None and model.context_length > longest:
         raise UserError(
@@ -119,7 +122,16 @@ def new_policy(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = AutoModelForCausalLM.from_config(config, **_options(model))
+    _require_attention(policy)
     return prepare(policy, model)
+
+
+def _require_attention(policy: PreTrainedModel) -> None:
+    # sampling takes rows out of the cache, which a state of another kind has no way to do
+    reason = beside_attention(policy)
+    if reason is not None:
+        name = type(policy).__name__
+        raise UserError(f"model must be one of attention layers alone, got {name}: {reason}")
 
 
 def _architecture(model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -174,8 +186,10 @@ def grow_embeddings(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast)
 
 
 def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
-    """Every dropout off (a stage that wants it turns it on), checkpointing of activations as asked."""
+    """Every dropout off (a stage that wants it turns it on), a scalar head in fp32, checkpointing of activations."""
     set_dropout(module, 0.0)
+    if isinstance(head := getattr(module, "score", None), nn.Module):
+        head.float()
     for part in module.modules():  # some layers keep the probability as a number (attention, OPT)
         for name, value in list(vars(part).items()):
             if "dropout" in name and isinstance(value, float):

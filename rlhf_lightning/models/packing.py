@@ -46,8 +46,12 @@ def _unfit(model: PreTrainedModel) -> str | None:
         return "its positions are distances in the row (ALiBi)"
     if not accepts(type(model), "position_ids"):
         return "it takes no position_ids"
-    # a state or a convolution goes along the row, whatever the mask says
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", *_WINDOWED}
+    return beside_attention(model)
+
+
+def beside_attention(model: PreTrainedModel) -> str | None:
+    """What else than attention goes along a row, whatever the mask says, and has no keys and values; None: nothing."""
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", *_WINDOWED}
     if kinds:
         return f"it has layers of {min(kinds)}"
     if any(isinstance(module, nn.Conv1d) for module in model.modules()):

@@ -14,7 +14,8 @@ Without gradients, the keys and values of each prompt are computed once and then
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -106,16 +107,21 @@ def response_logits_by_cache(
     prompt_mask: Tensor,
     response_ids: Tensor,
     response_mask: Tensor,
-) -> Tensor:
-    """`forward.response_logits`, (B, R, V), for rows of which several begin with the same prompt."""
-    width = prompt_ids.shape[1]
+) -> tuple[Tensor, Tensor]:
+    """`forward.response_logits` for rows of which several begin with the same prompt.
+
+    In two parts, since joined they would be in memory twice: of the first token, (B, 1, V), and of the others,
+    (B, R − 1, V).
+    """
+    width, others = prompt_ids.shape[1], response_ids.shape[1] - 1
     place, before, after = _run_by_cache(
         model,
         model,
         (prompt_ids, prompt_mask, response_ids, response_mask),
-        logits_to_keep=columns(width - 1, width, prompt_ids.device),
+        of_prompt={"logits_to_keep": columns(width - 1, width, prompt_ids.device)},
+        of_response={"logits_to_keep": columns(0, max(others, 1), prompt_ids.device)},
     )
-    return torch.cat([before.logits[place], after.logits[:, :-1]], 1)
+    return before.logits[place], after.logits[:, :others]
 
 
 @torch.no_grad()
@@ -143,7 +149,8 @@ def _run_by_cache(
     run: Callable[..., Any],
     model: nn.Module,
     sequence: tuple[Tensor, Tensor, Tensor, Tensor],
-    **of_prompt: Any,
+    of_prompt: Mapping[str, Any] = MappingProxyType({}),
+    of_response: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Tensor, Any, Any]:
     """Place of each row's prompt, the output of the distinct prompts, and that of all responses after them.
 
@@ -158,4 +165,4 @@ def _run_by_cache(
     inputs = inputs_for(model, response_ids, torch.cat([prompt_mask, response_mask], 1))
     if "position_ids" in inputs:
         inputs["position_ids"] = inputs["position_ids"][:, prompt_ids.shape[1] :]
-    return place, before, run(**inputs, past_key_values=cache, use_cache=True)
+    return place, before, run(**inputs, **of_response, past_key_values=cache, use_cache=True)

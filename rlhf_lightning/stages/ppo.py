@@ -88,7 +88,7 @@ class PPOModule(LightningModule):
             hp.rollout_batch_size,
             tokenizer,
             recompute_logprobs=recompute,
-            share_prompt=hp.samples_per_prompt > 1,
+            group_size=hp.samples_per_prompt,
         )
         self.validation_samples: list[dict[str, Any]] = []
         self.validation_metrics: dict[str, float] = {}
@@ -250,6 +250,8 @@ class PPOModule(LightningModule):
             saved["reference"] = self.reference.state_dict()  # a strategy saves its parts of it
         checkpoint["ppo"] = saved
         leave_out_frozen(checkpoint, self.policy, "policy")
+        if self.value is not None:
+            leave_out_frozen(checkpoint, self.value, "value")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_whole(checkpoint, self)

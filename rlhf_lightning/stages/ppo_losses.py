@@ -13,10 +13,10 @@ from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.errors import RunFailed
 from rlhf_lightning.functional.logprobs import entropy, token_logprobs
 from rlhf_lightning.functional.losses import policy_loss, value_loss
-from rlhf_lightning.functional.masked import masked_mean, masked_sum
+from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.models.forward import response_logits, token_values
 
-RATIO_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
+RATIO_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.2}
 """Allowed |ratio − 1| on an iteration's first minibatch, by what the policy computes in: of the largest in fp32, of the
 mean in half precision. In bfloat16 another micro-batch size alone moved one of 960 tokens of SmolLM2-135M by 0.5, the
 mean of all by 0.04."""
@@ -67,25 +67,24 @@ def critic_loss(
     return hp.value_coef * loss, statistics
 
 
-def check_ratio(
-    logprobs: Tensor, micro: Experience, *, dtype: torch.dtype, allowed: float | None, where: str
-) -> None:
+def ratio_error(logprobs: Tensor, micro: Experience, *, dtype: torch.dtype, tokens: int) -> Tensor:
+    """|ρ − 1| of a policy that computes in `dtype`: in fp32 the largest, else the micro-batch's share of the mean."""
+    mask = micro.response_mask
+    error = (logprobs.detach() - micro.logprobs).masked_fill(~mask, 0.0).expm1().abs()
+    return error.max() if dtype == torch.float32 else error.sum() / tokens
+
+
+def check_ratio(error: float, *, dtype: torch.dtype, allowed: float | None, where: str) -> None:
     """The ratio is one on the first minibatch of every iteration: nothing has been updated yet.
 
-    `dtype` is what the policy computes in, `allowed` is `ppo.ratio_tolerance`.
+    `error` is the minibatch's `ratio_error`, `allowed` is `ppo.ratio_tolerance`.
     Raises: RunFailed that names the likely causes.
     """
-    mask = micro.response_mask
-    difference = (logprobs.detach() - micro.logprobs).masked_fill(~mask, 0.0).expm1().abs()
-    kind, of_all = (
-        ("largest", difference.max())
-        if dtype == torch.float32
-        else ("mean", masked_mean(difference, mask))
-    )
-    found, allowed = of_all.item(), allowed or RATIO_TOLERANCE[dtype]
-    if not found <= allowed:
+    allowed = allowed or RATIO_TOLERANCE[dtype]
+    if not error <= allowed:
+        kind = "at most" if dtype == torch.float32 else "on average"
         raise RunFailed(
-            f"{where}: the policy ratio differs from 1 by {found:.2e} ({kind}) before any update"
+            f"{where}: the policy ratio differs from 1 by {kind} {error:.2e} before any update"
             f" (allowed {allowed:.0e}, ppo.ratio_tolerance); likely causes: the temperature is not applied in"
             " both places, dropout is on, position ids or the padding side differ between sampling and update"
         )

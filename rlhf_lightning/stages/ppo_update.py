@@ -20,6 +20,7 @@ from rlhf_lightning.stages.ppo_losses import (
     actor_losses,
     check_ratio,
     critic_loss,
+    ratio_error,
 )
 from rlhf_lightning.stages.ppo_progress import Progress
 from rlhf_lightning.stages.rollout import micro_batches, shuffled_minibatches
@@ -92,10 +93,17 @@ class PPOUpdate:
         for micro, counts in shares(micro_batches(minibatch, size)):
             found = self.backward(micro, tokens, progress, first=first, counts=counts)
             for name, value in found.items() if counts else ():
-                largest = name == "ratio_max"
                 before = sums.get(name, value.new_zeros(()))
+                largest = name in self._largest
                 sums[name] = torch.maximum(before, value) if largest else before + value
-        sums = _of_all_processes(sums)
+        sums = _of_all_processes(sums, largest=self._largest)
+        if first:
+            check_ratio(
+                sums.pop("ratio_error").item(),
+                dtype=computing_dtype(self.policy),
+                allowed=hp.ratio_tolerance,
+                where=progress.where,
+            )
         if text is not None and not self._warming_up(progress):
             sums["ptx_loss"] = self._text_backward(text, progress)
         step = {name: value.item() for name, value in sums.items()} | {"stopped": 0.0}
@@ -130,11 +138,12 @@ class PPOUpdate:
         One that does not count leaves a gradient of 0.
         """
         shared, warming_up = self.hp.value_kind == "shared", self._warming_up(progress)
-        with hidden_states_of(self.policy) if shared else nullcontext([]) as hidden:
+        states_of = hidden_states_of(self.policy) if shared else nullcontext([])
+        with torch.set_grad_enabled(not warming_up), states_of as hidden:
             actor, logprobs, statistics = actor_losses(self.policy, micro, self.hp, tokens=tokens)
         if first:
-            dtype, allowed = computing_dtype(self.policy), self.hp.ratio_tolerance
-            check_ratio(logprobs, micro, dtype=dtype, allowed=allowed, where=progress.where)
+            dtype = computing_dtype(self.policy)
+            statistics["ratio_error"] = ratio_error(logprobs, micro, dtype=dtype, tokens=tokens)
         require_finite(actor, where=progress.where)
         actor = actor if counts else 0 * actor
         if self.value is None:
@@ -167,12 +176,18 @@ class PPOUpdate:
                 total += loss.detach()
         return all_sum(total)
 
+    @property
+    def _largest(self) -> set[str]:
+        """Statistics of which a minibatch has the largest, not the sum, of its micro-batches."""
+        exact = computing_dtype(self.policy) == torch.float32
+        return {"ratio_max", "ratio_error"} if exact else {"ratio_max"}
+
     def _warming_up(self, progress: Progress) -> bool:
         """Whether only the value model learns."""
         return progress.iteration < self.hp.critic_warmup_iterations
 
 
-def _of_all_processes(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+def _of_all_processes(sums: dict[str, Tensor], *, largest: set[str]) -> dict[str, Tensor]:
     """Sums over a minibatch's micro-batches, put together from all processes: one that had none has no names."""
     if world_size() == 1:
         return sums
@@ -180,7 +195,7 @@ def _of_all_processes(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in next(part for part in parts if part):
         values = torch.stack([part[name] for part in parts if part])
-        found[name] = values.max() if name == "ratio_max" else values.sum()
+        found[name] = values.max() if name in largest else values.sum()
     return found
 
 

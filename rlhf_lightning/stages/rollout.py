@@ -39,8 +39,8 @@ class Sampling:
     tokenizer: PreTrainedTokenizerFast
     recompute_logprobs: bool = False
     """Take the policy's log-probabilities from a full forward pass instead of the sampler (lower precision)."""
-    share_prompt: bool = False
-    """Several rows have the same prompt: passes without gradients compute it once."""
+    group_size: int = 1
+    """Rows that stand together and have one prompt: a process computes all of them, and their prompt once."""
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def collect(
     models = (policy, reference, value, reward)
     if world_size() == 1:
         return _collect(prompts, uniforms, *models, sampling, after_chunk)
-    own = torch.tensor(share(len(lengths)))
+    own = torch.tensor(share(len(lengths), sampling.group_size))
     found = _collect(
         prompts.rows(own.to(lengths.device)),
         uniforms[own],
@@ -76,16 +76,16 @@ def collect(
         sampling,
         lambda rows: after_chunk(rows * world_size()),
     )
-    return _gathered(found, len(lengths), pad_id=pad_id(sampling.tokenizer))
+    return _gathered(found, len(lengths), sampling.group_size, pad_id=pad_id(sampling.tokenizer))
 
 
-def _gathered(own: Rollout, count: int, *, pad_id: int) -> Rollout:
+def _gathered(own: Rollout, count: int, group_size: int, *, pad_id: int) -> Rollout:
     """The rows of all processes in the order of the global batch."""
     device = own.response_ids.device
     parts = gather(own.to("cpu"))
     height = len(own.scores)
     rows = [range(i * height, (i + 1) * height) for i in range(len(parts))]
-    order = torch.tensor(in_order(rows, count))
+    order = torch.tensor(in_order(rows, count, group_size))
     return _concatenate(parts, pad_id=pad_id).rows(order).to(device)
 
 
@@ -128,11 +128,22 @@ def _scored(
     sampling: Sampling,
 ) -> Rollout:
     sequence = (prompts.ids, prompts.mask, responses.ids, responses.mask)
-    logits_of = response_logits_by_cache if sampling.share_prompt else response_logits
+    together = sampling.group_size > 1
 
     def logprobs(model: nn.Module) -> Tensor:
-        logits = logits_of(model, *sequence)
-        found = token_logprobs(logits, responses.ids, temperature=sampling.temperature)
+        parts = (
+            response_logits_by_cache(model, *sequence)
+            if together
+            else (response_logits(model, *sequence),)
+        )
+        tokens = responses.ids.split([part.shape[1] for part in parts], 1)
+        found = torch.cat(
+            [
+                token_logprobs(logits, ids, temperature=sampling.temperature)
+                for logits, ids in zip(parts, tokens, strict=True)
+            ],
+            1,
+        )
         return found.masked_fill(~responses.mask, 0.0)
 
     zeros = torch.zeros_like(responses.logprobs)
@@ -140,7 +151,7 @@ def _scored(
         *sequence,
         records=prompts.records,
         tokenizer=sampling.tokenizer,
-        share_prompt=sampling.share_prompt,
+        share_prompt=together,
     )
     return Rollout(
         prompt_ids=prompts.ids,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -131,6 +132,30 @@ def test_merging_keeps_the_function_and_leaves_a_plain_model(family: str) -> Non
     torch.testing.assert_close(response_logits(policy, *sequence()), before, rtol=1e-5, atol=1e-5)
     assert not has_adapters(policy)
     assert set(policy.state_dict()) == names
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 3.0])
+def test_updates_below_the_last_digit_of_bfloat16_are_merged_on_average(share: float) -> None:
+    policy = tiny_policy().to(torch.bfloat16)
+    before = {n: p.detach().float().clone() for n, p in policy.named_parameters()}
+    add_adapter(policy, LORA, "policy", seed=0)
+    disturb(policy, "policy")
+    last_digit = 2.0**-9 * 0.2  # of a weight of usual size: tiny_policy's are about 0.2
+    with torch.no_grad():
+        for name, parameter in adapter_state(policy, "policy").items():
+            if "lora_B" in name:
+                parameter.mul_(share * last_digit / 0.16)
+    deltas = {
+        f"model.{path}.weight": layer.get_delta_weight("policy")
+        for path, layer in policy.model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    merge_adapter(policy, "policy")
+    after = dict(policy.named_parameters())
+    moved = torch.cat([(after[n].detach().float() - before[n]).flatten() for n in deltas])
+    wanted = torch.cat([delta.detach().flatten() for delta in deltas.values()])
+    kept = (moved @ wanted) / (wanted @ wanted)
+    assert kept == pytest.approx(1.0, abs=0.3 if share < 0.1 else 0.1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -189,9 +189,14 @@ def test_a_prompt_that_is_computed_once_changes_no_logprob(family: str, attentio
     model, sequence = policy(family, attention), rows_that_share_prompts()
     with torch.no_grad():
         expected = token_logprobs(response_logits(model, *sequence), sequence[2])
-    found = token_logprobs(response_logits_by_cache(model, *sequence), sequence[2])
+    first, others = response_logits_by_cache(model, *sequence)
+    found = token_logprobs(torch.cat([first, others], 1), sequence[2])
     assert expected[sequence[3]].std() > 0.3
     close(found[sequence[3]], expected[sequence[3]])
+    one_token = (*sequence[:2], sequence[2][:, :1], sequence[3][:, :1])
+    first, others = response_logits_by_cache(model, *one_token)
+    assert others.shape == (4, 0, VOCAB)
+    close(token_logprobs(first, one_token[2]), expected[:, :1])
 
 
 def test_a_prompt_that_is_computed_once_changes_no_score(family: str, attention: str) -> None:

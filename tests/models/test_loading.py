@@ -14,6 +14,7 @@ from torch import nn
 from rlhf_lightning.config import ModelConfig
 from rlhf_lightning.data.tokenizer import tokenizer_fingerprint, train_tokenizer
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.adapters import backbone
 from rlhf_lightning.models.forward import sequence_scores
 from rlhf_lightning.models.loading import (
     load_policy,
@@ -151,3 +152,31 @@ def test_a_value_model_on_the_policys_backbone_says_zero_and_drops_nothing_while
     nn.init.ones_(value.score.weight)
     assert torch.equal(sequence_scores(value, ids, mask), sequence_scores(value, ids, mask))
     assert same(getattr(value, value.base_model_prefix), getattr(policy, value.base_model_prefix))
+
+
+def test_a_model_whose_layers_keep_a_state_is_refused(tokenizer) -> None:
+    shape = {
+        "model_type": "lfm2",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "layer_types": ["conv", "full_attention"],
+    }
+    model = ModelConfig(name="hybrid", architecture=shape, context_length=32)
+    with pytest.raises(UserError, match="attention layers alone, got Lfm2ForCausalLM: it has"):
+        new_policy(model, tokenizer, seed=0)
+
+
+def test_a_scalar_head_is_in_fp32_and_its_scores_are_not_on_the_grid_of_bfloat16(
+    policy_folder: tuple[str, Path],
+) -> None:
+    family, folder = policy_folder
+    scorer = new_scorer(folder, replace(config(family), dtype="bfloat16"), seed=0)
+    assert backbone(scorer).dtype == torch.bfloat16
+    ids = torch.randint(3, 250, (64, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scores = sequence_scores(scorer, ids, torch.ones_like(ids).bool())
+    assert not torch.equal(scores, scores.bfloat16().float())
+    assert len(scores.unique()) == 64

