@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_lightning.data import formats
 from rlhf_lightning.data.formats import Format, Removed
+from rlhf_lightning.data.formats.base import Adapted
 from rlhf_lightning.data.index import Found, Places, Rules, settle
 from rlhf_lightning.data.records import (
     SPLITS,
@@ -96,6 +97,13 @@ class AdaptedSource:
         known |= {"strip_gutenberg"}
         for name in sorted(set(self._args) - known):
             raise UserError(f"{self._key}.args must be some of {sorted(known)}, got {name!r}")
+        strip = self._args.get("strip_gutenberg", True)
+        if not isinstance(strip, bool):
+            raise UserError(
+                f"{self._key}.args.strip_gutenberg must be true or false, got {strip!r}"
+            )
+        for known_format in formats.FORMATS if self._fixed is None else (self._fixed,):
+            formats.options_for(known_format, self._args, f"{self._key}.args")
 
     def _format(self, file: int, row: Any, where: str) -> tuple[Format, dict[str, Any]]:
         if file not in self._formats:
@@ -108,7 +116,7 @@ class AdaptedSource:
         found: dict[str, Found] = defaultdict(Found)
         for where, place, row in self._rows.scan():
             known, options = self._format(place[0], row, where)
-            for sub, item in enumerate(known.adapt(row, where, **options)):
+            for sub, item in enumerate(_adapted(known, row, where, options)):
                 if isinstance(item, Removed):
                     self.removed[item.reason] += 1
                 else:
@@ -200,6 +208,18 @@ class AdaptedSource:
                 assert not isinstance(item, Removed)
                 return item[1] if item[0] == kind else _prompt_record(item[1])
         raise UserError("a data file must not change while it is read, got another row")
+
+
+def _adapted(known: Format, row: Any, where: str, options: dict[str, Any]) -> Adapted:
+    """`known.adapt`, whose adapters look at what a row holds as if it were of the right types."""
+    try:
+        yield from known.adapt(row, where, **options)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise UserError(
+            f"{where}: must be a row of the format {known.name}, got a value of another type ({error})"
+        ) from None
 
 
 def _is_single(record: Record) -> bool:

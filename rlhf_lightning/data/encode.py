@@ -161,6 +161,7 @@ def _render(
         [marked_messages(plain, messages) for messages in conversations],
         tokenize=False,
         add_generation_prompt=generate,
+        enable_thinking=False,  # templates that know it put an empty thought before an answer otherwise
     )
     return rendered
 

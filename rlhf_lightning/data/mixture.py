@@ -50,7 +50,7 @@ class Mixture:
 
     @property
     def kinds(self) -> frozenset[str]:
-        return frozenset(kind for name in self.sources for kind in self._kinds(name))
+        return frozenset(kind for name in self.sources for kind in self.kinds_of(name))
 
     @property
     def over_long(self) -> str:
@@ -104,9 +104,22 @@ class Mixture:
             place = local + (self.seed * _STRIDE if split == "train" else 0)
         else:
             place = self._shuffled(kind, split, member, local)
-        screen = self._screens.get(member.name)
-        read = screen.record if screen else self.sources[member.name].record
-        return {**read(kind, split, place), "source": member.name}
+        return {**self.record_of(member.name, kind, split, place), "source": member.name}
+
+    def kinds_of(self, name: str) -> frozenset[str]:
+        """The kinds of a source that are used."""
+        wanted = self._config.sources[name].kinds
+        return frozenset(kind for kind in self.sources[name].kinds if wanted.get(kind, True))
+
+    def size_of(self, name: str, kind: str, split: str) -> int | None:
+        """Records of one source that the mix may give; None if they are endless."""
+        screen, limit = self._screens.get(name), self._config.sources[name].limit
+        size = (screen or self.sources[name]).size(kind, split)
+        return size if limit is None else limit if size is None else min(size, limit)
+
+    def record_of(self, name: str, kind: str, split: str, place: int) -> Record:
+        """A source's own record, without those that are held out elsewhere."""
+        return (self._screens.get(name) or self.sources[name]).record(kind, split, place)
 
     def records(self, kind: str, split: str, count: int, *, start: int = 0) -> Iterator[Record]:
         """Records start, start + 1, ..., `count` of them."""
@@ -153,7 +166,7 @@ class Mixture:
     @property
     def ranks_prompts(self) -> bool:
         """Whether every source of prompts has labelers who rank completions."""
-        having = [s for name, s in self.sources.items() if "prompt" in self._kinds(name)]
+        having = [s for name, s in self.sources.items() if "prompt" in self.kinds_of(name)]
         return all(hasattr(source, "rank") for source in having)
 
     def labeler_agreement(self) -> float | None:
@@ -197,23 +210,18 @@ class Mixture:
             )
         return {name: sources[name] for name in sorted(sources)}
 
-    def _kinds(self, name: str) -> frozenset[str]:
-        """The kinds of a source that are used."""
-        wanted = self._config.sources[name].kinds
-        return frozenset(kind for kind in self.sources[name].kinds if wanted.get(kind, True))
-
     def _find_turns(self, kind: str, split: str) -> Turns:
         return Turns(self._find_members(kind, split), partial(self._rng, kind, split))
 
     def _find_members(self, kind: str, split: str) -> list[Member]:
-        having = [name for name in self.sources if kind in self._kinds(name)]
+        having = [name for name in self.sources if kind in self.kinds_of(name)]
         if not having:
             seen = "; ".join(
-                f"{n} has {', '.join(sorted(self._kinds(n))) or 'nothing'}" for n in self.sources
+                f"{n} has {', '.join(sorted(self.kinds_of(n))) or 'nothing'}" for n in self.sources
             )
             raise UserError(f"mix.sources: no source has {_plural(kind)} ({seen})")
         weights = {name: self._config.weights.get(name, 1.0) for name in having}
-        sizes = {name: self._size(name, kind, split) for name in having}
+        sizes = {name: self.size_of(name, kind, split) for name in having}
         members = [
             Member(n, sizes[n], weights[n], self._cap(n, sizes[n], split))
             for n in having
@@ -223,11 +231,6 @@ class Mixture:
             seen = "; ".join(f"{n}: {sizes[n]} records, weight {weights[n]:g}" for n in having)
             raise UserError(f"mix.sources: no {_plural(kind)} in the {split} split ({seen})")
         return members
-
-    def _size(self, name: str, kind: str, split: str) -> int | None:
-        screen, limit = self._screens.get(name), self._config.sources[name].limit
-        size = (screen or self.sources[name]).size(kind, split)
-        return size if limit is None else limit if size is None else min(size, limit)
 
     def _cap(self, name: str, size: int | None, split: str) -> int | None:
         """What is held out is asked once: a small source must not count several times."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def read_prompts(path: Path) -> Iterator[PromptRow]:
     try:
         with opened(path, "rt", encoding="utf-8-sig") as lines:
             yield from _rows(path, lines)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path}: must be a readable {_format(path)} file, got {error}") from None
 
 
@@ -92,7 +93,7 @@ def _rows(path: Path, lines: IO[str]) -> Iterator[PromptRow]:
 def _parse(line: str, where: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{where}: must be one JSON object, got {line[:40].strip()!r} ({error})"
         ) from None

@@ -73,10 +73,10 @@ def validate(
 
 def prompt_of(record: Mapping[str, Any]) -> list[Message]:
     """The messages up to where the assistant's last turn begins; raw text counts as one user message."""
+    if "messages" in record:  # public data sets have a column `prompt` beside it
+        return list(record["messages"][:-1])
     if "prompt" in record:
         return list(record["prompt"])
-    if "messages" in record:
-        return list(record["messages"][:-1])
     return [{"role": "user", "content": record["text"]}]
 
 
@@ -148,6 +148,10 @@ def keep_completions(record: Mapping[str, Any], kept: Sequence[int]) -> Record:
 def _text(value: object, where: str) -> None:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where} must be text that is not empty, got {value!r:.60}")
+    _unicode(value, where)
+
+
+def _unicode(value: str, where: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, as a broken \ud83d escape leaves it
@@ -187,6 +191,8 @@ def _comparison(record: Mapping[str, Any], where: str, allow_all_tied: bool) -> 
     # An empty completion is allowed: a policy may end at once, and must be able to lose for it.
     if not isinstance(completions, list) or not all(isinstance(c, str) for c in completions):
         raise UserError(f"{where}: completions must be a list of texts, got {completions!r:.60}")
+    for i, completion in enumerate(completions):
+        _unicode(completion, f"{where}: completions[{i}]")
     if len(completions) < 2:
         raise UserError(
             f"{where}: a comparison needs at least 2 completions, got {len(completions)}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +34,9 @@ _MIXED_CELLS = {
     "target": (str,),
 }
 """Columns that hold text, or JSON: a list of these, or (`prompt`) one object."""
+
+_LONGEST_CELL = 2**31 - 1
+"""Characters; Python's own limit is 131,072."""
 
 _HEADER = re.compile(r"\*\*\* ?START OF TH(E|IS) PROJECT GUTENBERG EBOOK", re.IGNORECASE)
 _FOOTER = re.compile(r"\*\*\* ?END OF TH(E|IS) PROJECT GUTENBERG EBOOK", re.IGNORECASE)
@@ -88,7 +93,7 @@ def rows_of(
                 yield from _txt(path, file, args, count)
             else:
                 yield from readers[suffix](path, file)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise UserError(f"{path}: must be a readable {suffix} file, got {error}") from None
 
 
@@ -103,14 +108,14 @@ def _json_lines(path: Path, file: IO[bytes]) -> Iterator[Row]:
 
 def _json(path: Path, file: IO[bytes]) -> Iterator[Row]:
     """One array of records (read at once), or JSON Lines under the wrong suffix."""
-    first = file.read(64).lstrip()[:1]
+    first = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     file.seek(0)
     if first != b"[":
         yield from _json_lines(path, file)
         return
     try:
         records = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: must be a JSON array of records, got {error}") from None
     for number, record in enumerate(records):
         yield f"{path}[{number}]", line_of(record)
@@ -123,9 +128,16 @@ def _csv(path: Path, file: IO[bytes]) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path, lines: IO[str]) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.DictReader(lines)
     for row in reader:
         where = f"{path}:{reader.line_num}"
+        if None in row:
+            cells = len(reader.fieldnames or ())
+            raise UserError(
+                f"{where}: must have {cells} cells like the header, got {cells + len(row[None])}"
+                " (a text with a comma needs quotes)"
+            )
         record = {str(key): cell for key, cell in row.items() if cell is not None}
         yield where, line_of({key: _cell(key, cell, where) for key, cell in record.items() if cell})
 
@@ -208,15 +220,22 @@ def present(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def line_of(record: object) -> bytes:
-    """One line of JSON."""
-    return json.dumps(record, default=str).encode() + b"\n"
+    """One line of JSON. Bytes are read as UTF-8: some writers of Parquet do not say that a column is text.
+
+    Raises: UnicodeDecodeError if they are not.
+    """
+    return json.dumps(record, default=_plain).encode() + b"\n"
+
+
+def _plain(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def parse(line: bytes, where: str) -> Any:
     """Raises: UserError if it is not JSON."""
     try:
         return json.loads(line)
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, too deep
         raise UserError(
             f"{where}: must be one JSON object, got {line[:40].strip()!r} ({error})"
         ) from None

@@ -102,6 +102,8 @@ def _adapted(
 
 def _path(key: str, path: str, root: str | None) -> Path:
     """Where a file is. A relative path that leads nowhere is told with its key and with what it was taken for."""
+    if not path.strip():
+        raise UserError(f"{key}.path must be a file or folder, got {path!r}")
     found = Path(path).expanduser()
     if not found.is_absolute():
         found = Path(root or ".").expanduser() / found

@@ -79,11 +79,11 @@ def survey(
     """Every part of the mix, read to its end, or as far as `data.records` says where it has none."""
     sizes = {
         (name, kind, split): size
-        for name, source in mixture.sources.items()
+        for name in mixture.sources
         for kind in KINDS
-        if kind in source.kinds
+        if kind in mixture.kinds_of(name)
         for split in SPLITS
-        if (size := _limited(root, name, source.size(kind, split))) != 0
+        if (size := mixture.size_of(name, kind, split)) != 0
     }
     counts = {key: root.data.records if size is None else size for key, size in sizes.items()}
     parts: list[Part] = []
@@ -160,21 +160,15 @@ def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
-def _limited(root: RootConfig, name: str, size: int | None) -> int | None:
-    limit = root.mix.sources[name].limit
-    return size if limit is None else limit if size is None else min(size, limit)
-
-
 def _batches(mixture: Mixture, key: tuple[str, str, str], count: int) -> Iterator[list[Record]]:
     """The first `count` records of one source, in its own order."""
     name, kind, split = key
-    source = mixture.sources[name]
     indices = iter(range(count))
     while chunk := list(itertools.islice(indices, BATCH)):
         yield [
             validate(
                 kind,
-                source.record(kind, split, index),
+                mixture.record_of(name, kind, split, index),
                 where=f"mix.sources.{name} {split}[{index}]",
                 allow_all_tied=True,
             )

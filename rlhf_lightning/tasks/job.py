@@ -133,7 +133,7 @@ def own_tokenizer(model: ModelConfig, mixture: Mixture) -> PreTrainedTokenizerFa
 
 
 def _texts(mixture: Mixture) -> Iterator[str]:
-    """Text to train a tokenizer on: the same for every seed, so that a sweep over seeds has one tokenizer."""
+    """Text to train a tokenizer on, of this seed's order."""
     texts = ()
     if "text" in mixture.kinds:
         texts = (r["text"] for r in _some(mixture, "text"))

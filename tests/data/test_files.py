@@ -1,8 +1,11 @@
+import codecs
 import csv
 import gzip
 import hashlib
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlhf_lightning.data.files import FileSource
@@ -29,9 +32,6 @@ def write(path, form):
             rows.writerow(["prompt", "source"])
             rows.writerows([json.dumps(p["prompt"]), ""] for p in PROMPTS)
     else:
-        pa = pytest.importorskip("pyarrow")
-        import pyarrow.parquet as pq
-
         pq.write_table(pa.Table.from_pylist(PROMPTS), path)
 
 
@@ -116,12 +116,29 @@ def test_limit_holds_for_each_split(tmp_path):
             b"prompt,completions\nhi,hello\n",
             r"a\.csv:2: completions must be JSON, got 'hello'",
         ),
+        (
+            "a.csv",
+            b"prompt,completion\nhi,hello\nhi there,hello, my friend\n",
+            r"a\.csv:3: must have 2 cells like the header, got 3 \(a text with a comma needs quotes\)",
+        ),
         ("a.parquet", b"nonsense", r"a\.parquet: must be a Parquet file"),
+        ("a.json", b"[" * 100_000, r"a\.json: must be a JSON array of records"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: must be one JSON object"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(LINES)[:30] + b"no" + gzip.compress(LINES)[32:],
+            r"a\.jsonl\.gz: must be a readable \.jsonl file",
+        ),
         ("a.jsonl.gz", b"nonsense", r"a\.jsonl\.gz: must be a readable \.jsonl file"),
         (
             "a.md",
             b"hello",
             r"a\.md: must be one of \.jsonl, \.json, \.csv, \.parquet, \.txt .* got '\.md'",
+        ),
+        (
+            "a.csv",
+            b"prompt,completion\nhi,\nhi,hello\n",
+            r"a\.csv:3: a prompt must not have 'completion': the file's first row shows its format",
         ),
         (
             "a.jsonl",
@@ -143,3 +160,29 @@ def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path):
         FileSource(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"must hold files of \.jsonl, .* got none"):
         FileSource(tmp_path)
+
+
+def test_a_column_of_bytes_is_read_as_utf8(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = {"prompt": ["Grüezi".encode()], "completion": [b"Hallo"]}
+    pq.write_table(pa.table({k: pa.array(v, pa.binary()) for k, v in columns.items()}), path)
+    source = FileSource(path, validation_fraction=0.0, test_fraction=0.0)
+    messages = source.record("demonstration", "train", 0)["messages"]
+    assert [m["content"] for m in messages] == ["Grüezi", "Hallo"]
+
+
+def test_a_long_cell_and_a_byte_order_mark_are_no_fault(tmp_path):
+    (tmp_path / "a.csv").write_text(f"text\n{'owl ' * 50_000}\n")
+    (tmp_path / "b.json").write_bytes(codecs.BOM_UTF8 + b'[{"text": "owl"}]')
+    for name in ("a.csv", "b.json"):
+        FileSource(tmp_path / name)
+
+
+def test_messages_beside_a_column_named_prompt_are_the_conversation(tmp_path):
+    path = tmp_path / "a.jsonl"
+    turns = ["system", "user", "assistant", "user", "assistant"]
+    messages = [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(turns)]
+    path.write_text(json.dumps({"prompt": "user 1", "prompt_id": "x", "messages": messages}) + "\n")
+    source = FileSource(path, validation_fraction=0.0, test_fraction=0.0)
+    assert source.record("demonstration", "train", 0)["messages"] == messages
+    assert source.record("prompt", "train", 0)["prompt"] == messages[:-1]

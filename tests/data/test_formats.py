@@ -165,6 +165,26 @@ def test_a_format_can_be_named_and_must_be_known(tmp_path):
         ),
         ("scitldr", {"source": 3, "target": "a"}, ":2: source must be text, got 3"),
         (
+            "sharegpt",
+            {"conversations": [{"from": ["human"], "value": "a"}]},
+            ":2: must be a row of the format sharegpt, got a value of another type",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": "a", "completion": "b", "label": False},
+            ":2: a demonstration must not have a label",
+        ),
+        (
+            "messages",
+            {"messages": [U, A], "completions": ["a", "b"], "ranks": [0, 1]},
+            ":2: a demonstration must not have 'completions'",
+        ),
+        (
+            "prompt",
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            ":2: a prompt must not have 'chosen'",
+        ),
+        (
             "self_instruct",
             {"instruction": "a", "instances": [{"input": ""}]},
             r":2: instances\[0\]: must have 'output'",
@@ -228,6 +248,23 @@ def test_conversations_without_a_prompt_share_their_beginning():
         "prompt"
     ] == [U]
     assert adapted({"prompt": [U], "chosen": [A], "rejected": [B]})[0][1]["prompt"] == [U]
+
+
+@pytest.mark.parametrize("start", ["", "\n\nHuman: Hi\n\nAssistant:"])
+def test_a_transcript_as_the_prompt_is_a_conversation(tmp_path, start):
+    """`chosen` and `rejected` are answers to it, or hold it."""
+    path = tmp_path / "a.jsonl"
+    row = {
+        "prompt": "\n\nHuman: Hi\n\nAssistant:",
+        "chosen": f"{start} Hello.",
+        "rejected": f"{start} No.",
+    }
+    path.write_text(json.dumps(row) + "\n")
+    record = FileSource(path, validation_fraction=0.0, test_fraction=0.0).record(
+        "comparison", "train", 0
+    )
+    assert record["prompt"] == [{"role": "user", "content": "Hi"}]
+    assert record["completions"] == ["Hello.", "No."]
 
 
 def test_an_hh_answer_of_no_words_can_lose():
@@ -301,6 +338,8 @@ def test_passages_are_cut_between_sentences_and_the_wording_is_free():
         ),
         ({"passage_chars": "x"}, r"source.args.passage_chars must be int \| None, got 'x'"),
         ({"passage_chars": 0}, "source.args.passage_chars must be >= 1, got 0"),
+        ({"strip_gutenberg": "no"}, "args.strip_gutenberg must be true or false, got 'no'"),
+        ({"chunk_chars": -500}, "source.args.chunk_chars must be >= 1, got -500"),
         ({"answer": "best"}, "args.answer must be corrected, gold or none, got 'best'"),
         (
             {"lang": "en"},

@@ -75,6 +75,10 @@ def test_a_valid_record_passes_and_its_kind_is_seen(kind, record):
         ),
         ({"text": "  "}, "f:7: text must be text that is not empty, got '  '"),
         ({"text": "\ud83d"}, "f:7: text must be valid Unicode, got '\\ud83d'"),
+        (
+            COMPARISON | {"completions": ["a", "b", "\ud83d"]},
+            "f:7: completions[2] must be valid Unicode, got '\\ud83d'",
+        ),
         ({"text": "a", "meta": 3}, "f:7: meta must be an object, got 3"),
         ({"prompt": []}, "f:7: prompt must be a list of messages that is not empty, got []"),
         (

@@ -261,7 +261,29 @@ def leaky_mix() -> tuple[SimpleNamespace, Any]:
             ]
         )
     )
-    return SimpleNamespace(sources={"x": Leaky(), "y": Leaky()}), root
+    source, limits = Leaky(), {"x": 3, "y": 2}
+    mixture = SimpleNamespace(
+        sources=limits,
+        kinds_of=lambda _name: source.kinds,
+        size_of=lambda name, kind, split: min(source.size(kind, split), limits[name]),
+        record_of=lambda _name, kind, split, place: source.record(kind, split, place),
+    )
+    return mixture, root
+
+
+def test_what_the_mix_leaves_out_is_not_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}?", "completion": "Yes."} for i in range(30)]
+    write(tmp_path / "p.jsonl", rows)
+    rlhf_here(
+        "task=data",
+        f"run_dir={tmp_path / 'here'}",
+        "mix=files",
+        f"mix.sources.p.path={tmp_path / 'p.jsonl'}",
+        "mix.sources.p.kinds.prompt=false",
+    )
+    parts = json.loads((tmp_path / "here" / "data.json").read_text())["parts"]
+    assert {part["kind"] for part in parts} == {"demonstration"}
+    assert sum(part["read"] for part in parts) == 30
 
 
 def test_shares_limits_and_held_out_prompts_that_training_has_too(tokenizer) -> None:

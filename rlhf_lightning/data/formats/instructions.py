@@ -24,6 +24,8 @@ _NO_INPUT = ("", "<noinput>")
 def _prompt_completion(row: Row, where: str, *, strip_end: str = "<|endoftext|>") -> Adapted:
     """Options: `strip_end`, a mark that is taken off the end of a completion."""
     prompt = messages_of(field(row, "prompt", where), "user", f"{where}: prompt")
+    if isinstance(row.get("label"), bool):
+        raise UserError(f"{where}: a demonstration must not have a label, good or bad, got 'label'")
     value = field(row, "completion", where)
     if isinstance(value, str) and strip_end:
         value = value.rstrip().removesuffix(strip_end)

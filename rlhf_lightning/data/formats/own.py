@@ -13,9 +13,21 @@ from rlhf_lightning.data.records import detect_kind, validate
 from rlhf_lightning.data.sentences import chunks, cut_to
 from rlhf_lightning.errors import UserError
 
+_MORE = {
+    "demonstration": {"completions", "ranks", "pairs"},
+    "comparison": {"messages"},
+    "prompt": {"messages", "completion", "completions", "chosen", "rejected"},
+}
+"""Kind → keys of other kinds, which would be lost without a word."""
+
 
 def _native(kind: str) -> Callable[[Row, str], Adapted]:
     def adapt(row: Row, where: str) -> Adapted:
+        if isinstance(row, dict) and (more := sorted(_MORE[kind] & row.keys())):
+            raise UserError(
+                f"{where}: a {kind} must not have {more[0]!r}: the file's first row shows its format, so give it all"
+                " columns, or name mix.sources.NAME.format"
+            )
         if isinstance(row, dict) and isinstance(row.get("prompt"), str):
             row = {**row, "prompt": [turn("user", row["prompt"])]}
         yield kind, _record(kind, row, where)

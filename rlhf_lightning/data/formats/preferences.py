@@ -15,6 +15,14 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 def _preference(row: Row, where: str) -> Adapted:
     """`chosen` and `rejected` are answers, or whole conversations whose common beginning is the prompt."""
+    if isinstance(row, dict) and _is_transcript(
+        row.get("prompt")
+    ):  # HH-RLHF, the prompt in a column of its own
+        ends = {
+            key: _after(row["prompt"], field(row, key, where)) for key in ("chosen", "rejected")
+        }
+        yield from _compared(*(_transcript(ends[key], f"{where}: {key}") for key in ends))
+        return
     chosen = messages_of(field(row, "chosen", where), "assistant", f"{where}: chosen")
     rejected = messages_of(field(row, "rejected", where), "assistant", f"{where}: rejected")
     prompt = messages_of(row.get("prompt") or "", "user", f"{where}: prompt")
@@ -41,6 +49,11 @@ def _transcript(value: object, where: str) -> list[Message]:
     _, *parts = _TURNS.split(value)
     pairs = zip(parts[::2], parts[1::2], strict=True)
     return [turn(_ROLES[speaker], said.strip()) for speaker, said in pairs]
+
+
+def _after(prompt: str, answer: object) -> object:
+    """The whole transcript, which `answer` may be already."""
+    return answer if _is_transcript(answer) or not isinstance(answer, str) else prompt + answer
 
 
 def _compared(chosen: Sequence[Message], rejected: Sequence[Message]) -> Adapted:
