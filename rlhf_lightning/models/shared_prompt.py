@@ -142,7 +142,8 @@ def response_scores_by_cache(
         (prompt_ids, prompt_mask, response_ids, response_mask),
     )
     last = response_mask.sum(1) - 1
-    return head_scores(model, after.last_hidden_state[torch.arange(len(last)), last])
+    rows = torch.arange(len(last), device=last.device)
+    return head_scores(model, after.last_hidden_state[rows, last])
 
 
 def _run_by_cache(
