@@ -138,7 +138,7 @@ def test_limit_holds_for_each_split(tmp_path):
         (
             "a.csv",
             b"prompt,completion\nhi,\nhi,hello\n",
-            r"a\.csv:3: a prompt must not have 'completion': the file's first row shows its format",
+            r"a\.csv:3: a prompt must not have 'completion' \(the file's first row showed a prompt",
         ),
         (
             "a.jsonl",

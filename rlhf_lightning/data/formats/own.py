@@ -25,8 +25,8 @@ def _native(kind: str) -> Callable[[Row, str], Adapted]:
     def adapt(row: Row, where: str) -> Adapted:
         if isinstance(row, dict) and (more := sorted(_MORE[kind] & row.keys())):
             raise UserError(
-                f"{where}: a {kind} must not have {more[0]!r}: the file's first row shows its format, so give it all"
-                " columns, or name mix.sources.NAME.format"
+                f"{where}: a {kind} must not have {more[0]!r} (the file's first row showed a {kind}; another format is"
+                " named in mix.sources.NAME.format, and a kind is left out by mix.sources.NAME.kinds)"
             )
         if isinstance(row, dict) and isinstance(row.get("prompt"), str):
             row = {**row, "prompt": [turn("user", row["prompt"])]}
