@@ -88,7 +88,6 @@ class PPOModule(LightningModule):
             hp.rollout_batch_size,
             tokenizer,
             recompute_logprobs=recompute,
-            group_size=hp.samples_per_prompt,
         )
         self.validation_samples: list[dict[str, Any]] = []
         self.validation_metrics: dict[str, float] = {}
@@ -153,7 +152,7 @@ class PPOModule(LightningModule):
     def training_step(self, batch: PPOBatch, batch_idx: int) -> None:
         hp, progress, clock = self.hp, self.progress, time.perf_counter()
         lr = self.lr.apply(self.optimizers(), progress.iteration)  # type: ignore[arg-type]
-        rollout = self.rollout(batch.prompts.repeated(hp.samples_per_prompt), self.generator)
+        rollout = self.rollout(batch.prompts, self.generator, samples=hp.samples_per_prompt)
         if hp.normalize_scores:
             progress.moments = progress.moments.update(rollout.scores)
         experience, statistics = to_experience(
@@ -192,17 +191,18 @@ class PPOModule(LightningModule):
         else:
             self.reference.load_state_dict(self.policy.state_dict())
 
-    def rollout(self, prompts: PromptBatch, generator: torch.Generator) -> Rollout:
-        """Sample and score one response a prompt."""
+    def rollout(
+        self, prompts: PromptBatch, generator: torch.Generator, *, samples: int = 1
+    ) -> Rollout:
+        """Sample and score responses, `samples` of each prompt in a row."""
         self.eval()
         # autocast (bf16-mixed) begins after __init__: the sampler's numbers are then half precision too
         recompute = self.sampling.recompute_logprobs or (
             self.hp.old_logprobs == "auto" and computing_dtype(self.policy) != torch.float32
         )
-        sampling = replace(self.sampling, recompute_logprobs=recompute)
-        rollout = collect(
-            prompts, self.policy, self.reference, self.value, self.reward, sampling, generator
-        )
+        sampling = replace(self.sampling, recompute_logprobs=recompute, group_size=samples)
+        models = (self.policy, self.reference, self.value, self.reward)
+        rollout = collect(prompts.repeated(samples), *models, sampling, generator)
         self.train()
         require_finite(rollout.scores, where=self.progress.where, what="score")
         return rollout

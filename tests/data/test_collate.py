@@ -204,3 +204,27 @@ def test_comparisons_without_pairs_have_empty_pair_tensors():
     batch = collate.collate_comparisons([([5], [[1], [2]], {"ranks": [0, 0]})], pad_id=0)
     assert batch.pairs.shape == torch.Size([0, 2])
     assert batch.prompts == 0
+
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""As Qwen3's: an answer follows an empty thought where none is wanted."""
+
+
+def test_a_template_that_knows_of_thoughts_is_asked_for_none(tokenizer):
+    original = tokenizer.chat_template
+    tokenizer.chat_template = THINKING
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    try:
+        encoded = collate.encode_demonstration(tokenizer, turns, 200)
+        prompt = collate.encode_prompt(tokenizer, turns[:-1])
+    finally:
+        tokenizer.chat_template = original
+    assert encoded is not None and encoded.ids[: len(prompt)] == prompt
+    (learnt,) = targets(tokenizer, encoded)
+    assert learnt.startswith("Hello") and "think" not in learnt

@@ -264,7 +264,7 @@ def block_numbers(names: Iterable[str]) -> set[int]:
     return {int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
 
 
-def test_the_first_block_of_twelve_gets_none_of_the_eleventh() -> None:
+def test_block_one_of_twelve_is_not_taken_for_block_eleven(tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=16,
         hidden_size=8,
@@ -275,3 +275,7 @@ def test_the_first_block_of_twelve_gets_none_of_the_eleventh() -> None:
     policy = LlamaForCausalLM(config)
     add_adapter(policy, LoRAConfig(rank=2, targets="q_proj", last_blocks=11), "policy", seed=0)
     assert block_numbers(adapter_state(policy, "policy")) == set(range(1, 12))
+    save_adapter(policy, "policy", tmp_path, base="the-base")
+    loaded = PeftModel.from_pretrained(LlamaForCausalLM(config), str(tmp_path))
+    found = {name for name, _ in loaded.named_parameters() if ".lora_A." in name}
+    assert len(found) == 11 and block_numbers(found) == set(range(1, 12))
