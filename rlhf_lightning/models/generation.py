@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.batches import PromptBatch, TensorBatch
 from rlhf_lightning.models.forward import columns, inputs_for
+from rlhf_lightning.models.kv_cache import make_room
 from rlhf_lightning.models.shared_prompt import distinct
 from rlhf_lightning.processes import is_sharded, largest
 
@@ -69,15 +70,14 @@ def sample(
     attention, lengths = prompts.mask, prompts.mask.sum(1)
     width = prompts.ids.shape[1]
     last = columns(width - 1, width, device)
-    first, place = distinct(
-        prompts.ids, prompts.mask
-    )  # K completions of a prompt, or PPO's samples
+    first, place = distinct(prompts.ids, prompts.mask)  # of PPO's samples, or K completions
     seen = inputs_for(model, prompts.ids[first], attention[first])
     out = model(**seen, use_cache=True, logits_to_keep=last)
     cache, logits = out.past_key_values, out.logits[:, -1]
     if len(first) < rows:
         cache.batch_select_indices(place)
         logits = logits[place]
+    make_room(cache)
     for step in range(max_new_tokens):
         token, logprob = _draw(logits, uniforms[alive, step], temperature)
         speaking = ~ended[alive]
