@@ -6,12 +6,16 @@ import json
 import logging
 import math
 import random
+import statistics
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
+from rlhf_lightning.config import RewardConfig
+from rlhf_lightning.tasks import reward as stage
 from rlhf_lightning.tasks.reward_metrics import Judged, split_metrics
 from tests.harness import json_lines, only, rlhf_here
 
@@ -132,6 +136,33 @@ def test_the_length_baseline_leaves_out_what_did_not_fit(trained: Path) -> None:
     assert metrics["reward/length_baseline_accuracy"] == 0
     accuracy = metrics["reward/pairwise_accuracy"]
     assert metrics["reward/accuracy_over_length_baseline"] == accuracy
+
+
+@pytest.mark.parametrize(("asked", "used"), [(512, 5), (3, 3), (1, 1)])
+def test_bias_and_gain_come_from_as_many_demonstrations_as_are_asked_for(
+    asked: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores 1, 2, 3, 5, 6: their mean and standard deviation by hand; one score alone has no deviation."""
+    scores, said = [1.0, 2.0, 3.0, 5.0, 6.0], []
+    monkeypatch.setattr(
+        stage, "scored", lambda *_, **__: [judged([x], [0], ["x"]) for x in scores[:used]]
+    )
+    spoken = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    taken: list[int] = []
+    mixture = SimpleNamespace(
+        kinds=["demonstration"],
+        size=lambda *_: 5,
+        records=lambda kind, split, count: taken.append(count) or [spoken] * count,
+    )
+    hp = RewardConfig(calibration_demonstrations=asked, calibrate_gain=True)
+    job = SimpleNamespace(mixture=mixture, root=SimpleNamespace(reward=hp), say=said.append)
+    model = SimpleNamespace(config=SimpleNamespace())
+    stage.calibrate(cast("Any", job), cast("Any", model), cast("Any", None))
+    assert taken == [used]
+    assert model.config.reward_bias == pytest.approx(sum(scores[:used]) / used)
+    expected = 1 / statistics.stdev(scores[:used]) if used > 1 else 1.0
+    assert model.config.reward_gain == pytest.approx(expected)
+    assert len(said) == (used == 1)
 
 
 def test_the_manifest_holds_bias_and_gain(trained: Path, pipeline_outputs: Path) -> None:

@@ -62,6 +62,8 @@ class RewardConfig:
     """Weight of the penalty on squared mean score of a pair; keeps scores near 0. 0: none, as in [I]."""
     label_smoothing: float = 0.0
     """Assumed share of flipped labels. 0: none, as in [I]."""
+    calibration_demonstrations: int = 512
+    """Demonstrations whose mean score the bias makes 0 [I]; all, where there are fewer. Habit."""
     calibrate_gain: bool = False
     """Also scale scores to unit standard deviation on demonstrations. The bias always makes their mean 0 [I]."""
     optimizer: Any = None
@@ -92,6 +94,7 @@ class RewardConfig:
             "rollout_batch_size",
             "eval_every",
             "checkpoint_every",
+            "calibration_demonstrations",
         ):
             require(getattr(self, key) >= 1, f"reward.{key}", ">= 1", getattr(self, key))
         for name, part in self.rank_by.items():

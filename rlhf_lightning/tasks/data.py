@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_lightning.callbacks.progress import counted
 from rlhf_lightning.config import RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.records import KINDS, SPLITS, Record, validate
@@ -20,7 +21,6 @@ from rlhf_lightning.plan import StagePlan
 from rlhf_lightning.runs import Stop
 from rlhf_lightning.runs.files import git_commit, own_directory, write_json, write_text
 from rlhf_lightning.runs.search import is_run
-from rlhf_lightning.tasks.bar import bar
 from rlhf_lightning.tasks.data_rows import Limits, shown_rows
 from rlhf_lightning.tasks.data_survey import Survey
 from rlhf_lightning.tasks.generate_output import require_writable
@@ -88,7 +88,7 @@ def survey(
     counts = {key: root.data.records if size is None else size for key, size in sizes.items()}
     parts: list[Part] = []
     trained: dict[tuple[str, str], Mapping[int, int]] = {}
-    with bar("data", sum(counts.values())) as advance:
+    with counted("data", sum(counts.values())) as advance:
         for (name, kind, split), count in counts.items():
             found = Survey(kind, tokenizer)
             for batch in _batches(mixture, (name, kind, split), count):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from rlhf_lightning.callbacks.progress import counted
 from rlhf_lightning.config import GenerateConfig, RootConfig
 from rlhf_lightning.data.collate import collate_prompts
 from rlhf_lightning.data.encode import encode_prompts
@@ -41,7 +42,6 @@ from rlhf_lightning.rewards.base import ScoreRequest
 from rlhf_lightning.rewards.learned import LearnedReward
 from rlhf_lightning.runs import Artifact, Stop
 from rlhf_lightning.strategies.weights import place_frozen
-from rlhf_lightning.tasks.bar import bar
 from rlhf_lightning.tasks.generate_output import printed, require_place, written
 from rlhf_lightning.tasks.job import device_for, own_tokenizer, seed_of
 
@@ -101,7 +101,7 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
         elif root.output is None:
             printed(rows, scored=speaker.reward is not None)
         else:
-            with bar("generate", counts.prompts * root.generate.samples) as advance:
+            with counted("generate", counts.prompts * root.generate.samples) as advance:
                 written(Path(root.output), _watched(rows, advance))
     except Interrupted as error:
         raise Interrupted(error.signum, "nothing was written") from None

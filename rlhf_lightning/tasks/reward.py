@@ -34,9 +34,6 @@ from rlhf_lightning.tasks.job import (
 from rlhf_lightning.tasks.reward_metrics import accuracies, scored
 from rlhf_lightning.tasks.scorers import scorer_of_own_weights
 
-DEMONSTRATIONS = 512
-"""Demonstrations whose mean score the bias makes 0."""
-
 
 def run(job: Job) -> dict[str, float]:
     """Collect, train, calibrate, export, and return the stage's metrics."""
@@ -146,16 +143,20 @@ def calibrate(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
         job.say("no demonstrations in the mix: the reward's bias stays 0")
         return
     size = job.mixture.size("demonstration", "train")
-    count = DEMONSTRATIONS if size is None else min(size, DEMONSTRATIONS)
+    asked = job.root.reward.calibration_demonstrations
+    count = asked if size is None else min(size, asked)
     spoken = [
         {"prompt": r["messages"][:-1], "completions": [r["messages"][-1]["content"]], "ranks": [0]}
         for r in job.mixture.records("demonstration", "train", count)
     ]
-    judged = scored(job, model, tokenizer, spoken)
+    judged = scored(job, model, tokenizer, spoken, what="demonstrations")
     if not judged:
         job.say("no demonstration fits model.context_length: the reward's bias stays 0")
         return
     scores = torch.cat([found for _, found in judged])
     model.config.reward_bias = scores.mean().item()
     if job.root.reward.calibrate_gain:
+        if len(scores) == 1:
+            job.say("only one demonstration has a score: the reward's gain stays 1")
+            return
         model.config.reward_gain = 1 / max(scores.std().item(), 1e-6)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from rlhf_lightning.callbacks.progress import counted
 from rlhf_lightning.data.batching import fitting_comparisons
 from rlhf_lightning.data.collate import collate_comparisons
 from rlhf_lightning.data.cutting import cut_comparisons
@@ -33,8 +34,13 @@ def scored(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     records: Sequence[dict[str, Any]],
+    *,
+    what: str,
 ) -> list[Judged]:
-    """Comparisons with their scores; completions that do not fit the context are counted and left out."""
+    """Comparisons with their scores; completions that do not fit the context are counted and left out.
+
+    `what` they are stands beside the progress.
+    """
     hp, device = job.root.reward, device_of(job)
     if not is_sharded(model):
         placed(model, device)
@@ -46,15 +52,17 @@ def scored(
         job.say(f"{too_long} completions too long to be scored")
     found: list[Judged] = []
     at_once = hp.micro_batch_size * world_size()
-    for start in range(0, len(items), at_once):
-        job.stop.check()
-        chunk = items[start : start + at_once]
-        own = [chunk[i] for i in share(len(chunk))]
-        batch = collate_comparisons(own, pad_id(tokenizer))
-        scores = comparison_scores(model, batch.to(device), share_prompt=hp.share_prompt).cpu()
-        parts = list(scores.split([len(completions) for _, completions, _ in own]))
-        judged = in_order(gather(parts), len(chunk))
-        found += [(record, part) for (_, _, record), part in zip(chunk, judged, strict=True)]
+    with counted(f"reward: scores of {what}", len(items)) as done:
+        for start in range(0, len(items), at_once):
+            job.stop.check()
+            chunk = items[start : start + at_once]
+            own = [chunk[i] for i in share(len(chunk))]
+            batch = collate_comparisons(own, pad_id(tokenizer))
+            scores = comparison_scores(model, batch.to(device), share_prompt=hp.share_prompt).cpu()
+            parts = list(scores.split([len(completions) for _, completions, _ in own]))
+            judged = in_order(gather(parts), len(chunk))
+            found += [(record, part) for (_, _, record), part in zip(chunk, judged, strict=True)]
+            done(len(chunk))
     return found
 
 
@@ -68,8 +76,8 @@ def accuracies(
 
     Names without a suffix are the validation split's, those with `/test` the test split's.
     """
-    validation = scored(job, model, tokenizer, held_out["validation"])
-    test = scored(job, model, tokenizer, held_out["test"])
+    validation = scored(job, model, tokenizer, held_out["validation"], what="validation")
+    test = scored(job, model, tokenizer, held_out["test"], what="test")
     both = [*validation, *test]
     gold = [o for record, scores in both for o in _gold_outcomes(job, record, scores)]
     metrics = split_metrics(validation) | {
