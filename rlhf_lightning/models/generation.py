@@ -6,6 +6,8 @@ uniform number that belongs to (row, step), so that the rows which left change n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,24 @@ class Responses(TensorBatch):
     """(B, R) fp32 log-probability at the sampling temperature; 0 in padding."""
     ended: Tensor
     """(B,) True where EOS was emitted."""
+
+
+@contextmanager
+def cast_once(device: torch.device) -> Iterator[None]:
+    """Under autocast, cast the weights that are trained once for all tokens of a batch and not for each.
+
+    Lightning's autocast keeps no casts. These are forgotten at the end: they were made without a graph, and the
+    weights are about to change.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    dtype = torch.get_autocast_dtype(device.type)
+    try:
+        with torch.autocast(device.type, dtype=dtype, cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 @torch.no_grad()

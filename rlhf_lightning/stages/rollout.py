@@ -19,7 +19,7 @@ from rlhf_lightning.functional.masked import masked_mean, masked_sum, whiten
 from rlhf_lightning.functional.scores import RunningMoments, clip_scores, eos_rule
 from rlhf_lightning.functional.statistics import explained_variance
 from rlhf_lightning.models.forward import response_logits, token_values, trim
-from rlhf_lightning.models.generation import Responses, draw_uniforms, sample
+from rlhf_lightning.models.generation import Responses, cast_once, draw_uniforms, sample
 from rlhf_lightning.models.shared_prompt import response_logits_by_cache
 from rlhf_lightning.models.tokens import eos_id, pad_id
 from rlhf_lightning.processes import gather, in_order, share, world_size
@@ -104,15 +104,16 @@ def _collect(
     parts = []
     for rows in order.split(sampling.batch_size):
         chunk = prompts.rows(rows).trimmed()
-        responses = sample(
-            policy,
-            chunk,
-            max_new_tokens=sampling.max_response_tokens,
-            temperature=sampling.temperature,
-            eos_id=eos_id(sampling.tokenizer),
-            pad_id=pad_id(sampling.tokenizer),
-            uniforms=uniforms[rows.to(uniforms.device)],
-        )
+        with cast_once(chunk.ids.device):
+            responses = sample(
+                policy,
+                chunk,
+                max_new_tokens=sampling.max_response_tokens,
+                temperature=sampling.temperature,
+                eos_id=eos_id(sampling.tokenizer),
+                pad_id=pad_id(sampling.tokenizer),
+                uniforms=uniforms[rows.to(uniforms.device)],
+            )
         parts.append(_scored(chunk, responses, policy, reference, value, reward, sampling))
         after_chunk(len(rows))
     return _concatenate(parts, pad_id=pad_id(sampling.tokenizer)).rows(order.argsort())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_lightning.functional.logprobs import token_logprobs
 from rlhf_lightning.models.forward import response_logits
-from rlhf_lightning.models.generation import Responses, sample
+from rlhf_lightning.models.generation import Responses, cast_once, sample
 from tests.tiny import EOS, PAD, prompt_batch, tiny_policy
 
 
@@ -116,3 +117,43 @@ def test_temperature_zero_takes_the_likeliest_token_and_gives_its_own_logprob():
     torch.testing.assert_close(responses.logprobs[real], best[real], atol=1e-5, rtol=1e-5)
     again = draw(prompts, temperature=0, tokens=5, seed=1)
     assert again.ids.tolist() == responses.ids.tolist()
+
+
+class CountsCasts(TorchDispatchMode):
+    """How many times a weight of the model is cast."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.weights = {p.data_ptr() for p in model.parameters()}
+        self.casts = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights:
+            self.casts += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_under_autocast_a_weight_is_cast_once_for_a_batch_and_the_cast_is_forgotten():
+    """As Lightning trains with bf16-mixed: its autocast keeps no casts, since weights change between steps."""
+    model, prompts = tiny_policy().eval(), prompt_batch([3, 7, 5, 1])
+    casts, found = {}, {}
+    for name, once in (("each", False), ("once", True)):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), CountsCasts(model) as mode:
+            settings = {"max_new_tokens": 12, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+            generator = torch.Generator().manual_seed(0)
+            if once:
+                with cast_once(torch.device("cpu")):
+                    found[name] = sample(model, prompts, **settings, generator=generator)
+            else:
+                found[name] = sample(model, prompts, **settings, generator=generator)
+        casts[name] = mode.casts
+    matrices = sum(p.dim() == 2 for p in model.parameters()) - 1  # the embedding is only looked up
+    assert casts["once"] == matrices < casts["each"]
+    assert torch.equal(found["once"].ids, found["each"].ids)
+    assert torch.equal(found["once"].logprobs, found["each"].logprobs)
+    # with what an outer autocast kept, the next pass would have no graph to the weights
+    with torch.autocast("cpu", torch.bfloat16):
+        with cast_once(torch.device("cpu")):
+            sample(model, prompts, **settings, generator=torch.Generator().manual_seed(0))
+        model(prompts.ids).logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
