@@ -20,6 +20,9 @@ GROUPS = [
 ]
 
 
+RLOO = ("ppo.advantage=rloo", "ppo.samples_per_prompt=4")
+
+
 def checked(*overrides: str) -> RootConfig:
     return compose.check(compose.compose(overrides))
 
@@ -217,6 +220,15 @@ def test_a_tree_without_the_schema_is_refused() -> None:
         (["ppo.value=adapter"], "ppo.value must be separate or shared where ppo.lora is null, got 'adapter'"),
         (["ppo.advantage=grpo"], "ppo.advantage must be one of gae, rloo, got 'grpo'"),
         (["ppo.advantage=rloo"], "ppo.samples_per_prompt must be >= 2 where ppo.advantage is rloo, got 1"),
+        (["ppo.share_prompt=true"], "ppo.share_prompt must be false where ppo.advantage is gae, got True"),
+        (
+            [*RLOO, "ppo.share_prompt=true", "ppo.micro_batch_size=30"],
+            "ppo.micro_batch_size must be a multiple of ppo.samples_per_prompt=4 where ppo.share_prompt is true, got 30",
+        ),
+        (
+            [*RLOO, "ppo.share_prompt=true", "model.gradient_checkpointing=true"],
+            "ppo.share_prompt must be false where model.gradient_checkpointing is true, got True",
+        ),
         (["ppo.samples_per_prompt=0"], "ppo.samples_per_prompt must be >= 1, got 0"),
         (["ppo.samples_per_prompt=3"], "ppo.samples_per_prompt must be a divisor of ppo.episodes_per_iteration=128, got 3"),
     ],

@@ -247,7 +247,7 @@ def test_a_reward_model_with_another_backbone_is_loaded_whole_and_the_log_says_s
         [*LORA, "ppo.value=shared"],
         [*LORA, "ppo.value=separate"],
         ["ppo.advantage=rloo", "ppo.samples_per_prompt=4"],
-        [*LORA, "ppo.advantage=rloo", "ppo.samples_per_prompt=4"],
+        [*LORA, "ppo.advantage=rloo", "ppo.samples_per_prompt=4", "ppo.share_prompt=true"],
     ],
     ids=lambda overrides: "+".join(o for o in overrides if "lr" not in o and "rank" not in o),
 )

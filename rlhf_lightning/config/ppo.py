@@ -68,6 +68,10 @@ class PPOConfig:
     (Ahmadian et al. 2024, arXiv:2402.14740); gamma, gae_lambda and value_* then have no effect."""
     samples_per_prompt: int = 1
     """Responses to each prompt of an iteration; rloo needs 2 or more. 1 in [I]."""
+    share_prompt: bool = False
+    """Also the update computes a prompt once for its samples (the rollout always does): the same loss and gradient, and
+    faster where prompts are long. Minibatches then hold whole groups of samples_per_prompt. For rloo, without
+    model.gradient_checkpointing."""
     iterations: int = 60
     """Rollout + update rounds; 20 in ppo=default (nano)."""
     episodes_per_iteration: int = 128
@@ -159,6 +163,11 @@ class PPOConfig:
         return self.episodes_per_iteration // self.samples_per_prompt
 
     @property
+    def update_group_size(self) -> int:
+        """Episodes that a minibatch holds together."""
+        return self.samples_per_prompt if self.share_prompt else 1
+
+    @property
     def value_kind(self) -> str:
         """none, separate, adapter or shared."""
         if self.advantage == "rloo":
@@ -233,6 +242,16 @@ class PPOConfig:
             ">= 2 where ppo.advantage is rloo",
             self.samples_per_prompt,
         )
+        require(
+            not self.share_prompt or self.advantage == "rloo",
+            "ppo.share_prompt",
+            "false where ppo.advantage is gae",
+            self.share_prompt,
+        )
+        for key in ("minibatch_size", "micro_batch_size"):
+            size, group = getattr(self, key), self.update_group_size
+            rule = f"a multiple of ppo.samples_per_prompt={group} where ppo.share_prompt is true"
+            require(size % group == 0, f"ppo.{key}", rule, size)
         if self.advantage == "rloo":
             rule = "left alone where ppo.advantage is rloo (it has no value model)"
             require(self.value == "auto", "ppo.value", rule, self.value)

@@ -145,6 +145,12 @@ def cross_check(root: RootConfig) -> None:
             f">= {ppo.max_prompt_tokens + tokens} (prompt and response)",
             longest,
         )
+    require(
+        not (ppo.share_prompt and root.model.gradient_checkpointing),
+        "ppo.share_prompt",
+        "false where model.gradient_checkpointing is true",
+        ppo.share_prompt,
+    )
     _check_reward_source(root)
     check_generate(root)
     _check_sweep_report(root)

@@ -8,8 +8,9 @@ With gradients, all completions of a prompt stand in one row:
 
 A token sees exactly what it would see in a row of its own, so scores and gradients are those of one pass a completion.
 
-Without gradients, the keys and values of each prompt are computed once and then read by all rows that begin with it
-(`response_logits_by_cache`, `response_scores_by_cache`), by any model that can sample.
+Or the keys and values of each prompt are computed once and then read by all rows that begin with it
+(`response_logits_by_cache`, `response_scores_by_cache`), by any model that can sample. The gradient of each row flows
+back through them; layers that are computed again in the backward pass (gradient checkpointing) have no such cache.
 """
 
 from __future__ import annotations
@@ -100,7 +101,6 @@ def distinct(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return earliest[group].unique(return_inverse=True)
 
 
-@torch.no_grad()
 def response_logits_by_cache(
     model: nn.Module,
     prompt_ids: Tensor,

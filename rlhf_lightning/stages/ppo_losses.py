@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from rlhf_lightning.batches import Experience
 from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.errors import RunFailed
-from rlhf_lightning.functional.logprobs import entropy, token_logprobs
 from rlhf_lightning.functional.losses import policy_loss, value_loss
 from rlhf_lightning.functional.masked import masked_sum
-from rlhf_lightning.models.forward import response_logits, token_values
+from rlhf_lightning.models.forward import token_values
+from rlhf_lightning.stages.response_logits import ResponseLogits
 
 RATIO_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.2}
 """Allowed |ratio − 1| on an iteration's first minibatch, by what the policy computes in: of the largest in fp32, of the
@@ -27,8 +27,11 @@ def actor_losses(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The policy's clipped loss (minus the entropy bonus) / `tokens`, its log-probabilities (B, R), statistics."""
     mask = micro.response_mask
-    logits = response_logits(policy, micro.prompt_ids, micro.prompt_mask, micro.response_ids, mask)
-    logprobs = token_logprobs(logits, micro.response_ids, temperature=hp.temperature)
+    sequence = (micro.prompt_ids, micro.prompt_mask, micro.response_ids, mask)
+    logits = ResponseLogits.of(
+        policy, sequence, temperature=hp.temperature, share_prompt=hp.share_prompt
+    )
+    logprobs = logits.logprobs(micro.response_ids)
     loss, found = policy_loss(
         logprobs,
         micro.logprobs,
@@ -40,7 +43,7 @@ def actor_losses(
     statistics = {f.name: getattr(found, f.name) for f in fields(found)}
     statistics["policy_loss"] = loss.detach()
     if hp.entropy_coef > 0:
-        bonus = masked_sum(entropy(logits, temperature=hp.temperature), mask) / tokens
+        bonus = masked_sum(logits.entropy(), mask) / tokens
         statistics["entropy"] = bonus.detach()
         loss = loss - hp.entropy_coef * bonus
     return loss, logprobs, statistics

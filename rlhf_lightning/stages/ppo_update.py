@@ -65,7 +65,9 @@ class PPOUpdate:
         """All epochs, or as many as `target_kl` allows; returns means over the steps taken."""
         taken: list[dict[str, float]] = []
         for epoch in range(self.hp.epochs):
-            minibatches = shuffled_minibatches(experience, self.hp.minibatch_size, generator)
+            minibatches = shuffled_minibatches(
+                experience, self.hp.minibatch_size, generator, group_size=self.hp.update_group_size
+            )
             texts = _shares(pretraining, len(minibatches))
             for minibatch, text in zip(minibatches, texts, strict=True):
                 first = epoch == 0 and not taken
@@ -89,8 +91,10 @@ class PPOUpdate:
         hp = self.hp
         tokens = int(minibatch.response_mask.sum())
         sums: dict[str, Tensor] = {}
-        size = piece_size(len(minibatch.response_ids), hp.micro_batch_size)
-        for micro, counts in shares(micro_batches(minibatch, size)):
+        group, episodes = hp.update_group_size, len(minibatch.response_ids)
+        size = group * piece_size(episodes // group, hp.micro_batch_size // group)
+        pieces = micro_batches(minibatch, size, group_size=group)
+        for micro, counts in shares(pieces):
             found = self.backward(micro, tokens, progress, first=first, counts=counts)
             for name, value in found.items() if counts else ():
                 before = sums.get(name, value.new_zeros(()))

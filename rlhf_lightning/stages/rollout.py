@@ -14,16 +14,15 @@ from rlhf_lightning.batches import Experience, PromptBatch, Rollout
 from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.functional.advantages import gae, rloo, token_rewards
 from rlhf_lightning.functional.kl import kl_k1, kl_k3
-from rlhf_lightning.functional.logprobs import token_logprobs
 from rlhf_lightning.functional.masked import masked_mean, masked_sum, whiten
 from rlhf_lightning.functional.scores import RunningMoments, clip_scores, eos_rule
 from rlhf_lightning.functional.statistics import explained_variance
-from rlhf_lightning.models.forward import response_logits, token_values, trim
+from rlhf_lightning.models.forward import token_values, trim
 from rlhf_lightning.models.generation import Responses, cast_once, draw_uniforms, sample
-from rlhf_lightning.models.shared_prompt import response_logits_by_cache
 from rlhf_lightning.models.tokens import eos_id, pad_id
 from rlhf_lightning.processes import gather, in_order, share, world_size
 from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest
+from rlhf_lightning.stages.response_logits import ResponseLogits
 
 AllSum = Callable[[Tensor], Tensor]
 
@@ -132,20 +131,10 @@ def _scored(
     together = sampling.group_size > 1
 
     def logprobs(model: nn.Module) -> Tensor:
-        parts = (
-            response_logits_by_cache(model, *sequence)
-            if together
-            else (response_logits(model, *sequence),)
+        logits = ResponseLogits.of(
+            model, sequence, temperature=sampling.temperature, share_prompt=together
         )
-        tokens = responses.ids.split([part.shape[1] for part in parts], 1)
-        found = torch.cat(
-            [
-                token_logprobs(logits, ids, temperature=sampling.temperature)
-                for logits, ids in zip(parts, tokens, strict=True)
-            ],
-            1,
-        )
-        return found.masked_fill(~responses.mask, 0.0)
+        return logits.logprobs(responses.ids).masked_fill(~responses.mask, 0.0)
 
     zeros = torch.zeros_like(responses.logprobs)
     request = ScoreRequest(
@@ -264,22 +253,28 @@ def rollout_statistics(rollout: Rollout) -> dict[str, float]:
 
 
 def shuffled_minibatches(
-    experience: Experience, size: int, generator: torch.Generator
+    experience: Experience, size: int, generator: torch.Generator, *, group_size: int = 1
 ) -> list[Experience]:
-    """The episodes in random order, `size` at a time."""
-    order = torch.randperm(len(experience.response_ids), generator=generator)
+    """The episodes in random order, `size` at a time; `group_size` that stand in a row stay together."""
+    groups = len(experience.response_ids) // group_size
+    first = group_size * torch.randperm(groups, generator=generator)
+    order = (first[:, None] + torch.arange(group_size)).flatten()
     return [
         experience.rows(chunk.to(experience.response_ids.device)) for chunk in order.split(size)
     ]
 
 
-def micro_batches(minibatch: Experience, size: int) -> list[Experience]:
+def micro_batches(minibatch: Experience, size: int, *, group_size: int = 1) -> list[Experience]:
     """The minibatch by length, `size` episodes at a time, each without needless padding.
 
     Sorting is allowed only here: losses are normalised by the minibatch's token count, so that the split
     cannot change the gradient.
     """
-    lengths = minibatch.response_mask.sum(1) + minibatch.prompt_mask.sum(1)
+    prompts, responses = minibatch.prompt_mask.sum(1), minibatch.response_mask.sum(1)
+    lengths = prompts + responses
+    if group_size > 1:  # whole groups, by their longest
+        longest = responses.view(-1, group_size).amax(1).repeat_interleave(group_size)
+        lengths = prompts + longest
     order = lengths.argsort(stable=True)
     return [trim(minibatch.rows(chunk)) for chunk in order.split(size)]
 

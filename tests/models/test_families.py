@@ -189,14 +189,32 @@ def test_a_prompt_that_is_computed_once_changes_no_logprob(family: str, attentio
     model, sequence = policy(family, attention), rows_that_share_prompts()
     with torch.no_grad():
         expected = token_logprobs(response_logits(model, *sequence), sequence[2])
-    first, others = response_logits_by_cache(model, *sequence)
+    with torch.no_grad():
+        first, others = response_logits_by_cache(model, *sequence)
     found = token_logprobs(torch.cat([first, others], 1), sequence[2])
     assert expected[sequence[3]].std() > 0.3
     close(found[sequence[3]], expected[sequence[3]])
     one_token = (*sequence[:2], sequence[2][:, :1], sequence[3][:, :1])
-    first, others = response_logits_by_cache(model, *one_token)
+    with torch.no_grad():
+        first, others = response_logits_by_cache(model, *one_token)
     assert others.shape == (4, 0, VOCAB)
     close(token_logprobs(first, one_token[2]), expected[:, :1])
+
+
+def test_a_prompt_that_is_computed_once_changes_no_gradient(family: str, attention: str) -> None:
+    model, sequence = policy(family, attention), rows_that_share_prompts()
+    ids, mask = sequence[2:]
+
+    def gradients(*parts: Tensor) -> Tensor:
+        model.zero_grad()
+        logprobs = token_logprobs(torch.cat(parts, 1), ids)
+        weights = torch.arange(1.0, len(ids) + 1)[:, None]  # no row's part is that of another
+        (weights * logprobs).masked_fill(~mask, 0.0).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    expected = gradients(response_logits(model, *sequence))
+    assert expected.abs().max() > 0.1
+    close(gradients(*response_logits_by_cache(model, *sequence)), expected)
 
 
 def test_a_prompt_that_is_computed_once_changes_no_score(family: str, attention: str) -> None:

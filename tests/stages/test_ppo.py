@@ -38,7 +38,7 @@ from rlhf_lightning.models.adapters import (
 from rlhf_lightning.rewards.text import TextReward
 from rlhf_lightning.stages.ppo import PPOModule
 from rlhf_lightning.stages.ppo_losses import actor_losses, check_ratio, critic_loss, ratio_error
-from rlhf_lightning.stages.rollout import micro_batches, to_experience
+from rlhf_lightning.stages.rollout import micro_batches, shuffled_minibatches, to_experience
 from tests import training
 from tests.tiny import VOCAB, packed_text, prompt_batch, tiny_policy, tiny_scorer
 
@@ -401,6 +401,59 @@ def test_leave_one_out_needs_no_value_model_and_samples_each_prompt_k_times():
     assert ppo.progress.episodes == 16
     assert "ppo/value_loss" not in seen[0]
     assert all(isinstance(v, float) for v in seen[0].values())
+
+
+def leave_one_out(prompts: list[int], **changes: Any) -> tuple[PPOModule, Experience]:
+    """A module for 4 samples of each prompt, and its first rollout."""
+    changes |= {"episodes_per_iteration": 4 * len(prompts), "minibatch_size": 4}
+    hp = replace(HP, advantage="rloo", samples_per_prompt=4, entropy_coef=0.1, **changes)
+    ppo = module(hp, value=None)
+    rollout = ppo.rollout(prompt_batch(prompts), ppo.generator, samples=4)
+    return ppo, to_experience(rollout, hp, kl_coef=0.05, moments=RunningMoments())[0]
+
+
+@pytest.mark.parametrize("rows", [4, 8, 12])
+def test_an_update_that_computes_a_prompt_once_has_the_same_loss_and_gradient(rows: int) -> None:
+    found = {}
+    for share in (False, True):
+        ppo, experience = leave_one_out([3, 7, 5], share_prompt=share)
+        tokens, loss = int(experience.response_mask.sum()), torch.zeros(())
+        for micro in micro_batches(experience, rows, group_size=4 if share else 1):
+            loss += backward(ppo, micro, tokens)
+        gradient = [p.grad.flatten() for p in ppo.policy.parameters() if p.grad is not None]
+        found[share] = loss, torch.cat(gradient)
+    torch.testing.assert_close(found[True][0], found[False][0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found[True][1], found[False][1], atol=1e-6, rtol=1e-4)
+    assert found[True][1].abs().max() > 1e-3
+
+
+def test_minibatches_and_micro_batches_keep_the_samples_of_a_prompt_together() -> None:
+    _, experience = leave_one_out([3, 7, 5, 2, 6, 4])
+    generator = torch.Generator().manual_seed(1)
+    seen = []
+    for minibatch in shuffled_minibatches(experience, 12, generator, group_size=4):
+        for micro in micro_batches(minibatch, 8, group_size=4):
+            lengths = micro.prompt_mask.sum(1).view(-1, 4)
+            assert (lengths == lengths[:, :1]).all()
+            seen += lengths[:, 0].tolist()
+    assert sorted(seen) == [2, 3, 4, 5, 6, 7] != seen
+
+
+def test_a_run_that_computes_a_prompt_once_in_updates_computes_fewer_tokens() -> None:
+    widths: dict[bool, int] = {}
+    for share in (False, True):
+        ppo, experience = leave_one_out([20, 20], share_prompt=share)
+        tokens: list[int] = []
+        ppo.policy.model.register_forward_pre_hook(
+            lambda _module, _args, kwargs, tokens=tokens: tokens.append(
+                kwargs["input_ids"].numel()
+            ),
+            with_kwargs=True,
+        )
+        for micro in micro_batches(experience, 8, group_size=ppo.hp.update_group_size):
+            backward(ppo, micro, 1)
+        widths[share] = sum(tokens)
+        assert widths[share] == (2 * 20 if share else 8 * 20) + experience.response_mask.numel()
 
 
 def test_a_checkpoint_with_adapters_holds_what_is_trained_and_nothing_frozen():
