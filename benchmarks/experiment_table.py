@@ -1,4 +1,4 @@
-"""The README's table of experiments on real text, from the metrics.json of finished pipelines.
+"""docs/experiments.md's tables and conversations, from finished pipelines of the experiments on real text.
 
 python benchmarks/experiment_table.py outputs/pipeline/smollm2_135m-*    # one row a run, then mean ± standard deviation
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+CONVERSATIONS = 5
 
 COLUMNS = {
     "reward: held-out acc.": "reward/pairwise_accuracy/test",
@@ -62,15 +65,35 @@ def table(name: str, runs: list[dict[str, Any]]) -> None:
     print()
 
 
+def conversations(folder: Path) -> None:
+    """Print the first held-out prompts of a run with what the models answered, as it stands."""
+    rows = json.loads((folder / "evaluate/conversations.json").read_text(encoding="utf-8"))
+    print(
+        f"The first {CONVERSATIONS} of the held-out prompts, first seed, nothing picked and nothing edited:\n"
+    )
+    for row in rows[:CONVERSATIONS]:
+        said = [(turn["role"], turn["content"], None) for turn in row["prompt"]]
+        answers = row["answers"].items()
+        said += [(name, found["response"], found["score"]) for name, found in answers]
+        print("```text")
+        for speaker, text, score in said:
+            label = speaker if score is None else f"{speaker} {score:+.2f}"
+            print(textwrap.indent(text.strip(), " " * 14).replace(" " * 14, f"{label:<14}", 1))
+        print("```\n")
+
+
 def main(folders: list[str]) -> None:
-    """Print a table for each mix of data among the runs."""
-    by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    """Print a table and conversations for each mix of data among the runs."""
+    by_name: dict[str, list[tuple[int, Path, dict[str, Any]]]] = defaultdict(list)
     for folder in folders:
         run = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
         if run["status"] == "finished":
-            by_name[Path(folder).name.rsplit("-s", 1)[0]].append(run)
-    for name, runs in sorted(by_name.items()):
-        table(name, sorted(runs, key=lambda run: run["seed"]))
+            found = (run["seed"], Path(folder), run)
+            by_name[Path(folder).name.rsplit("-s", 1)[0]].append(found)
+    for name, found in sorted(by_name.items()):
+        found.sort(key=lambda item: item[0])
+        table(name, [run for _, _, run in found])
+        conversations(found[0][1])
 
 
 if __name__ == "__main__":

@@ -220,6 +220,8 @@ def test_a_tree_without_the_schema_is_refused() -> None:
         (["ppo.value=adapter"], "ppo.value must be separate or shared where ppo.lora is null, got 'adapter'"),
         (["ppo.advantage=grpo"], "ppo.advantage must be one of gae, rloo, got 'grpo'"),
         (["ppo.advantage=rloo"], "ppo.samples_per_prompt must be >= 2 where ppo.advantage is rloo, got 1"),
+        (["sft.max_reply_tokens=0"], "sft.max_reply_tokens must be null or >= 1, got 0"),
+        (["pretrain.max_reply_tokens=9"], "pretrain.max_reply_tokens must be null (raw text has no replies), got 9"),
         (["ppo.share_prompt=true"], "ppo.share_prompt must be false where ppo.advantage is gae, got True"),
         (
             [*RLOO, "ppo.share_prompt=true", "ppo.micro_batch_size=30"],

@@ -35,6 +35,10 @@ class SFTConfig:
     """Packed rows of one forward pass per device; size."""
     max_length: int = 128
     """Tokens of a packed row. A longer example is counted and dropped (or cut, as mix.over_long says). Nano."""
+    max_reply_tokens: int | None = None
+    """Tokens of a demonstration's last reply, EOS included. A longer one is counted and dropped (or cut, as
+    mix.over_long says): a policy that may say little (ppo.max_response_tokens) learns here to come to an end.
+    null: any that fits."""
     optimizer: Any = None
     """`_target_` node of a torch optimizer, from conf/optimizer: adamw."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -62,5 +66,9 @@ class SFTConfig:
             "checkpoint_every",
         ):
             require(getattr(self, key) >= 1, f"{self.stage}.{key}", ">= 1", getattr(self, key))
+        reply = self.max_reply_tokens
+        rule = "null or >= 1" if self.stage == "sft" else "null (raw text has no replies)"
+        allowed = reply is None or (reply >= 1 and self.stage == "sft")
+        require(allowed, f"{self.stage}.max_reply_tokens", rule, reply)
         require(self.grad_clip > 0, f"{self.stage}.grad_clip", "> 0", self.grad_clip)
         require(0 <= self.dropout < 1, f"{self.stage}.dropout", "in [0, 1)", self.dropout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from rlhf_lightning.batches import PPOBatch, SFTBatch
 from rlhf_lightning.config import PPOConfig, RewardConfig, SFTConfig
 from rlhf_lightning.data import collate
-from rlhf_lightning.data.cutting import cut_comparisons, cut_demonstration, cut_text
+from rlhf_lightning.data.cutting import cut_comparisons, cut_demonstration, cut_text, reply_fits
 from rlhf_lightning.data.loader import BatchLoader, Counted, ResumableLoader
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.prompts import Prompt, first_prompts, fitting_prompts
@@ -55,10 +55,19 @@ def sft_batches(
     def make_batch(number: int) -> Counted:
         indices = stream.batch(number)
         records = [mixture.record(kind, split, index) for index in indices]
-        batch, counts = _packed(records, tokenizer, hp.max_length, mixture.over_long)
+        batch, counts = _packed(
+            records,
+            tokenizer,
+            hp.max_length,
+            mixture.over_long,
+            max_reply_tokens=hp.max_reply_tokens,
+        )
         if indices and counts["too_long"] == len(indices):
+            key, got = f"{hp.stage}.max_length", f"{hp.max_length}"
+            if hp.max_reply_tokens is not None:
+                key, got = f"{key} and sft.max_reply_tokens", f"{got} and {hp.max_reply_tokens}"
             raise UserError(
-                f"{hp.stage}.max_length must be enough for some of the {split} examples, got {hp.max_length}: "
+                f"{key} must be enough for some of the {split} examples, got {got}: "
                 f"all {len(indices)} of batch {number} are longer"
             )
         return Counted(batch, counts)
@@ -209,15 +218,24 @@ def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _packed(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, max_length: int, over_long: str
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    over_long: str,
+    *,
+    max_reply_tokens: int | None = None,
 ) -> tuple[SFTBatch, dict[str, int]]:
     text = bool(records) and "text" in records[0]
     given = [record["text" if text else "messages"] for record in records]
     encode: Any = collate.encode_texts if text else collate.encode_demonstrations
     encoded = encode(tokenizer, given, max_length)
+    shorten: Any = cut_text
+    if not text:
+        shorten = partial(cut_demonstration, max_reply_tokens=max_reply_tokens)
+        fits = [reply_fits(tokenizer, messages, max_reply_tokens) for messages in given]
+        encoded = [document if ok else None for document, ok in zip(encoded, fits, strict=True)]
     cut = 0
     if over_long == "cut":
-        shorten: Any = cut_text if text else cut_demonstration
         for place in [i for i, document in enumerate(encoded) if document is None]:
             shorter = shorten(tokenizer, given[place], max_length)
             if shorter is not None:

@@ -31,15 +31,29 @@ def cut_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> 
 
 
 def cut_demonstration(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    max_length: int,
+    max_reply_tokens: int | None = None,
 ) -> Messages | None:
     """The conversation with a shorter last reply, or else with a shorter longest user message; None if neither fits."""
 
     def fits(changed: Messages) -> bool:
-        return encode_demonstration(tokenizer, changed, max_length) is not None
+        if encode_demonstration(tokenizer, changed, max_length) is None:
+            return False
+        return reply_fits(tokenizer, changed, max_reply_tokens)
 
     last = len(messages) - 1
     return _cut_message(messages, last, fits) or _cut_message(messages, _longest(messages), fits)
+
+
+def reply_fits(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_reply_tokens: int | None
+) -> bool:
+    """Whether the last reply, with its EOS, has at most so many tokens."""
+    if max_reply_tokens is None:
+        return True
+    return len(encode_completion(tokenizer, messages[-1]["content"])) <= max_reply_tokens
 
 
 def cut_prompt(

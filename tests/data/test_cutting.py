@@ -1,6 +1,7 @@
 """`mix.over_long=cut`: the beginning is kept, up to the end of a sentence."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -103,6 +104,44 @@ def test_what_was_cut_and_dropped_is_counted(tmp_path, tokenizer, over_long, cou
     (batch,) = loader
     assert loader.counts == counts
     assert int(batch.documents.max(dim=1).values.sum()) == counts["examples"]
+
+
+@pytest.mark.parametrize(
+    ("over_long", "counts"),
+    [("cut", {"examples": 9, "too_long": 1, "cut": 8}), ("drop", {"examples": 1, "too_long": 9})],
+)
+def test_a_reply_may_be_too_long_where_the_whole_is_not(tmp_path, tokenizer, over_long, counts):
+    """Each reply that is learned has at most so many tokens, EOS included."""
+    limit = len(collate.encode_completion(tokenizer, "It is 7 times. So I say."))
+    replies = [f"It is {i} times. So I say. And so on, and on." for i in range(8)]
+    rows = [{"prompt": "Why?", "completion": text} for text in [*replies, "x" * 90, "No."]]
+    hp = SFTConfig(max_length=256, max_reply_tokens=limit, examples=10, global_batch_size=10)
+    mix = mixture(tmp_path, rows, over_long)
+    loader = batching.sft_batches(
+        mix, tokenizer, kind="demonstration", hp=hp, split="train", seed=0
+    )
+    (batch,) = loader
+    assert loader.counts == counts
+    targets = [
+        int((batch.loss_mask & (batch.documents == number)).sum(1).max())
+        for number in range(1, int(batch.documents.max()) + 1)
+    ]
+    assert max(targets) == (
+        limit if over_long == "cut" else len(collate.encode_completion(tokenizer, "No."))
+    )
+    with pytest.raises(UserError, match=r"sft.max_length and sft.max_reply_tokens .* 256 and 1:"):
+        next(
+            iter(
+                batching.sft_batches(
+                    mix,
+                    tokenizer,
+                    kind="demonstration",
+                    hp=replace(hp, max_reply_tokens=1),
+                    split="train",
+                    seed=0,
+                )
+            )
+        )
 
 
 def test_prompts_are_cut_for_ppo(tmp_path, tokenizer):
