@@ -220,6 +220,10 @@ def test_a_tree_without_the_schema_is_refused() -> None:
         (["ppo.value=adapter"], "ppo.value must be separate or shared where ppo.lora is null, got 'adapter'"),
         (["ppo.advantage=grpo"], "ppo.advantage must be one of gae, rloo, got 'grpo'"),
         (["ppo.advantage=rloo"], "ppo.samples_per_prompt must be >= 2 where ppo.advantage is rloo, got 1"),
+        (
+            ["reward_source.parts.learned.end_with_eos=true", "model.context_length=140"],
+            "reward_source.parts.learned.end_with_eos must be false where the reward model's context_length < 141 (prompt, response, EOS), got True",
+        ),
         (["sft.max_reply_tokens=0"], "sft.max_reply_tokens must be null or >= 1, got 0"),
         (["pretrain.max_reply_tokens=9"], "pretrain.max_reply_tokens must be null (raw text has no replies), got 9"),
         (["ppo.share_prompt=true"], "ppo.share_prompt must be false where ppo.advantage is gae, got True"),

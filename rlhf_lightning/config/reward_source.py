@@ -10,7 +10,7 @@ from rlhf_lightning.errors import UserError
 
 KINDS = ("learned", "function", "model")
 OF_KIND = {
-    "learned": ("members", "combine", "coef"),
+    "learned": ("members", "combine", "coef", "end_with_eos"),
     "function": ("target", "args"),
     "model": (
         "path",
@@ -42,6 +42,10 @@ class RewardPartConfig:
     """learned, of several members: mean | worst (the smallest) | uncertainty (mean − coef · standard deviation)."""
     coef: float = 1.0
     """learned, combine=uncertainty: standard deviations that disagreement costs. Habit; it is in the score's unit."""
+    end_with_eos: bool = False
+    """learned: read a response that was cut off as one that ends there, with EOS behind it. A reward model has learned
+    from completions with EOS; what it says of one without may be anything. It needs a token more of the context.
+    false: the policy's tokens as they are. ppo.missing_eos then says what becomes of the score in training."""
     target: str | None = None
     """function: import path of f(prompt, response) -> float, or of a class whose instances are that. One that has a
     parameter `record` also gets the prompt's source record."""

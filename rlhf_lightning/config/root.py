@@ -184,6 +184,13 @@ def _check_reward_source(root: RootConfig) -> None:
         if given is not None and members != 1:
             what = "an ensemble of them" if members else "no learned part"
             raise UserError(f"{key} must be null where reward_source has {what}, got {given!r}")
+    learned, reader = root.reward_source.learned, root.reward.model or root.model
+    if learned is not None and learned.end_with_eos:
+        said = max(root.ppo.max_response_tokens, root.evaluate.max_response_tokens)
+        tokens = root.ppo.max_prompt_tokens + said + 1
+        rule = f"false where the reward model's context_length < {tokens} (prompt, response, EOS)"
+        key = "reward_source.parts.learned.end_with_eos"
+        require(tokens <= reader.context_length, key, rule, learned.end_with_eos)
     alone = root.task == "reward" or root.reward_source.member == 0
     require(alone, "reward_source.member", "0 but in task=reward", root.reward_source.member)
 

@@ -76,5 +76,7 @@ def _learned(source: RewardSourceConfig, learned: Learned) -> nn.Module:
     part, models = source.learned, [learned(role) for role in source.roles]
     assert part is not None
     if len(models) == 1:
-        return LearnedReward(models[0])
-    return EnsembleReward(models, combine=part.combine, coef=part.coef)
+        return LearnedReward(models[0], end_with_eos=part.end_with_eos)
+    return EnsembleReward(
+        models, combine=part.combine, coef=part.coef, end_with_eos=part.end_with_eos
+    )

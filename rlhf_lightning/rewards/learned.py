@@ -10,27 +10,42 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.forward import sequence_scores
 from rlhf_lightning.models.shared_prompt import response_scores_by_cache
+from rlhf_lightning.models.tokens import eos_id
 from rlhf_lightning.rewards.base import Means, ScoreRequest
 
 
 class LearnedReward(nn.Module):
     """A frozen scalar-head model with the policy's tokenizer."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, end_with_eos: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.end_with_eos = model, end_with_eos
 
     @torch.no_grad()
     def forward(self, request: ScoreRequest) -> Tensor:
-        """Scores (B,) at the last real token of prompt + response."""
+        """Scores (B,) at the last real token of prompt + response, or at the EOS behind it."""
+        response_ids, response_mask = request.response_ids, request.response_mask
+        if self.end_with_eos:
+            eos = eos_id(request.tokenizer)
+            response_ids, response_mask = with_eos(response_ids, response_mask, eos)
         if request.share_prompt:
             sequence = (request.prompt_ids, request.prompt_mask)
-            return response_scores_by_cache(
-                self.model, *sequence, request.response_ids, request.response_mask
-            )
-        ids = torch.cat([request.prompt_ids, request.response_ids], 1)
-        mask = torch.cat([request.prompt_mask, request.response_mask], 1)
+            return response_scores_by_cache(self.model, *sequence, response_ids, response_mask)
+        ids = torch.cat([request.prompt_ids, response_ids], 1)
+        mask = torch.cat([request.prompt_mask, response_mask], 1)
         return sequence_scores(self.model, ids, mask)
+
+
+def with_eos(ids: Tensor, mask: Tensor, eos: int) -> tuple[Tensor, Tensor]:
+    """Responses (B, R), right-padded, with EOS behind those that do not end with it: (B, R + 1) if there are such."""
+    lengths = mask.sum(1)
+    last = ids.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
+    cut = ((last != eos) | (lengths == 0)).nonzero()[:, 0]
+    if len(cut) == 0:
+        return ids, mask
+    ids, mask = nn.functional.pad(ids, (0, 1), value=eos), nn.functional.pad(mask, (0, 1))
+    ids[cut, lengths[cut]], mask[cut, lengths[cut]] = eos, True
+    return ids, mask
 
 
 class EnsembleReward(nn.Module):
@@ -39,9 +54,18 @@ class EnsembleReward(nn.Module):
     mean, worst or uncertainty of their scores (`combined_scores`); tells how much they differ.
     """
 
-    def __init__(self, models: Sequence[nn.Module], *, combine: str, coef: float) -> None:
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        *,
+        combine: str,
+        coef: float,
+        end_with_eos: bool = False,
+    ) -> None:
         super().__init__()
-        self.members = nn.ModuleList(LearnedReward(model) for model in models)
+        self.members = nn.ModuleList(
+            LearnedReward(model, end_with_eos=end_with_eos) for model in models
+        )
         self.combine, self.coef, self._means = combine, coef, Means()
 
     def forward(self, request: ScoreRequest) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,23 @@ def test_an_ensemble_is_its_members_combined_and_tells_how_they_differ() -> None
     mean_sd = ((alone - alone.mean(0)) ** 2).mean(0).sqrt().mean().item()
     assert reward.take_statistics() == {"std_members": pytest.approx(mean_sd)}
     assert reward.take_statistics() == {}  # asked again: nothing was scored since
+
+
+@pytest.mark.parametrize("share_prompt", [False, True])
+def test_a_response_that_was_cut_off_is_read_as_one_that_ends_there(share_prompt: bool) -> None:
+    """As the reward model learned: completions of a comparison always end with EOS."""
+    whole = replace(request(tokenizer()), share_prompt=share_prompt)
+    cut = replace(whole, response_mask=whole.response_mask.clone())
+    ends = whole.response_mask.sum(1) - 1
+    cut.response_mask[0, ends[0]] = False  # the first one's EOS is not there
+    plain = LearnedReward(scorer(0))
+    ended = LearnedReward(scorer(0), end_with_eos=True)
+    assert torch.equal(ended(whole), plain(whole))
+    torch.testing.assert_close(ended(cut), plain(whole))
+    assert abs(plain(cut) - plain(whole))[0] > 1e-3
+    torch.testing.assert_close(plain(cut)[1:], plain(whole)[1:])
+    members = EnsembleReward([scorer(0)], combine="mean", coef=1.0, end_with_eos=True)
+    torch.testing.assert_close(members(cut), plain(whole))
 
 
 def test_the_score_is_the_weighted_sum_of_its_parts() -> None:
