@@ -1,100 +1,120 @@
-"""docs/experiments.md's tables and conversations, from finished pipelines of the experiments on real text.
+"""The README's table of experiments on real text, and docs/experiments.md's conversations, from finished pipelines.
 
-python benchmarks/experiment_table.py outputs/pipeline/smollm2_135m-*    # one row a run, then mean ± standard deviation
+python benchmarks/experiment_table.py outputs/pipeline/*                  # a row for each run, mean ± deviation
+python benchmarks/experiment_table.py --conversations outputs/pipeline/*  # the first held-out prompts and answers
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 CONVERSATIONS = 5
+Metrics = Mapping[str, float]
 
-COLUMNS = {
-    "reward: held-out acc.": "reward/pairwise_accuracy/test",
-    "length-only acc.": "reward/length_baseline_accuracy/test",
-    "score, in SFT's sd": "ppo/reward_gain_in_sft_sd",
-    "KL k1": "ppo/kl_k1",
-    "tokens SFT": "sft/response_tokens",
-    "tokens PPO": "ppo/response_tokens",
-    "distinct-2 SFT": "sft/distinct_2",
-    "distinct-2 PPO": "ppo/distinct_2",
-    "EOS SFT": "sft/eos_rate",
-    "EOS PPO": "ppo/eos_rate",
+
+def known(metrics: Metrics, model: str) -> float | None:
+    """The known score of one model's answers, where the experiment has one."""
+    found = [v for k, v in metrics.items() if k.startswith(f"{model}/known/") and "_vs_" not in k]
+    return found[0] if found else None
+
+
+def p_value(metrics: Metrics) -> float | None:
+    """Of PPO's known score against SFT's."""
+    found = [v for k, v in metrics.items() if k.startswith("ppo/known/") and "_p_vs_sft" in k]
+    return found[0] if found else None
+
+
+COLUMNS: dict[str, Callable[[Metrics], float | None]] = {
+    "score, SFT's sd": lambda m: m.get("ppo/reward_gain_in_sft_sd"),
+    "KL": lambda m: m.get("ppo/kl_k1"),
+    "known SFT": lambda m: known(m, "sft"),
+    "known PPO": lambda m: known(m, "ppo"),
+    "p": p_value,
+    "tokens SFT": lambda m: m.get("sft/response_tokens"),
+    "tokens PPO": lambda m: m.get("ppo/response_tokens"),
+    "distinct-2 SFT": lambda m: m.get("sft/distinct_2"),
+    "distinct-2 PPO": lambda m: m.get("ppo/distinct_2"),
+    "EOS SFT": lambda m: m.get("sft/eos_rate"),
+    "EOS PPO": lambda m: m.get("ppo/eos_rate"),
+    "reward acc.": lambda m: m.get("reward/pairwise_accuracy/test"),
+    "longer wins": lambda m: m.get("reward/length_baseline_accuracy/test"),
 }
 
 
-def known_columns(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Columns of the known scores that this experiment measures."""
-    names = sorted(
-        key.removeprefix("sft/known/") for key in metrics if key.startswith("sft/known/")
-    )
-    columns: dict[str, str] = {}
-    for name in names:
-        columns |= {f"{name} {model}": f"{model.lower()}/known/{name}" for model in ("SFT", "PPO")}
-        columns[f"{name} p"] = f"ppo/known/{name}_p_vs_sft"
-    return columns
+def cell(column: str, value: float | None) -> str:
+    """Two digits, or a dash where the experiment has no such number."""
+    if value is None:
+        return "–"
+    if column == "p":
+        return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return f"{value:.0f}" if column == "minutes" else f"{value:.2f}"
 
 
-def cell(value: float | None) -> str:
-    """Three digits, or a dash where the experiment has no such number."""
-    return "–" if value is None else f"{value:.3f}"
+def mean_and_deviation(column: str, values: list[float | None]) -> str:
+    """`0.12 ± 0.03` over the seeds."""
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < 2 or column == "p":
+        return ""
+    return f"{cell(column, statistics.mean(numbers))} ± {cell(column, statistics.stdev(numbers))}"
 
 
-def table(name: str, runs: list[dict[str, Any]]) -> None:
+def rows(name: str, runs: list[dict[str, Any]]) -> None:
     """Print one experiment's runs."""
-    columns = {k: v for k, v in COLUMNS.items() if any(v in run["metrics"] for run in runs)}
-    columns |= known_columns(runs[0]["metrics"])
-    print(f"**{name}**\n")
-    print("| seed | " + " | ".join(columns) + " | minutes |")
-    print("|---|" + "---|" * (len(columns) + 1))
-    for run in runs:
-        cells = [cell(run["metrics"].get(key)) for key in columns.values()]
-        print(f"| {run['seed']} | " + " | ".join(cells) + f" | {run['duration_s'] / 60:.1f} |")
-    if len(runs) > 1:
-        series = [[run["metrics"][key] for run in runs] for key in columns.values()]
-        series.append([run["duration_s"] / 60 for run in runs])
-        spread = [f"{statistics.mean(s):.2f} ± {statistics.stdev(s):.2f}" for s in series]
-        print("| mean ± sd | " + " | ".join(spread) + " |")
-    print()
+    series = {
+        column: [find(run["metrics"]) for run in runs] for column, find in COLUMNS.items()
+    } | {"minutes": [run["duration_s"] / 60 for run in runs]}
+    for place, run in enumerate(runs):
+        cells = [cell(column, values[place]) for column, values in series.items()]
+        print(f"| {name} | {run['seed']} | {' | '.join(cells)} |")
+    spread = [mean_and_deviation(column, values) for column, values in series.items()]
+    print(f"| | mean ± sd | {' | '.join(spread)} |")
 
 
 def conversations(folder: Path) -> None:
     """Print the first held-out prompts of a run with what the models answered, as it stands."""
-    rows = json.loads((folder / "evaluate/conversations.json").read_text(encoding="utf-8"))
-    print(
-        f"The first {CONVERSATIONS} of the held-out prompts, first seed, nothing picked and nothing edited:\n"
-    )
-    for row in rows[:CONVERSATIONS]:
+    found = json.loads((folder / "evaluate/conversations.json").read_text(encoding="utf-8"))
+    for row in found[:CONVERSATIONS]:
         said = [(turn["role"], turn["content"], None) for turn in row["prompt"]]
         answers = row["answers"].items()
-        said += [(name, found["response"], found["score"]) for name, found in answers]
+        said += [(name, answer["response"], answer["score"]) for name, answer in answers]
         print("```text")
         for speaker, text, score in said:
             label = speaker if score is None else f"{speaker} {score:+.2f}"
-            print(textwrap.indent(text.strip(), " " * 14).replace(" " * 14, f"{label:<14}", 1))
+            lines = textwrap.indent(text.strip() or "(nothing)", " " * 14)
+            print(lines.replace(" " * 14, f"{label:<14}", 1))
         print("```\n")
 
 
-def main(folders: list[str]) -> None:
-    """Print a table and conversations for each mix of data among the runs."""
+def main() -> None:
+    """Read the folders and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--conversations", action="store_true")
+    given = parser.parse_args()
     by_name: dict[str, list[tuple[int, Path, dict[str, Any]]]] = defaultdict(list)
-    for folder in folders:
-        run = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+    for folder in given.folders:
+        run = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if run["status"] == "finished":
-            found = (run["seed"], Path(folder), run)
-            by_name[Path(folder).name.rsplit("-s", 1)[0]].append(found)
+            name = folder.name.rsplit("-s", 1)[0].split("-", 1)[1]
+            by_name[name].append((run["seed"], folder, run))
+    if not given.conversations:
+        print(f"| experiment | seed | {' | '.join(COLUMNS)} | minutes |")
+        print("|---" * (len(COLUMNS) + 3) + "|")
     for name, found in sorted(by_name.items()):
         found.sort(key=lambda item: item[0])
-        table(name, [run for _, _, run in found])
-        conversations(found[0][1])
+        if given.conversations:
+            print(f"### {name}, seed {found[0][0]}\n")
+            conversations(found[0][1])
+        else:
+            rows(name, [run for _, _, run in found])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
