@@ -221,8 +221,8 @@ def test_a_tree_without_the_schema_is_refused() -> None:
         (["ppo.advantage=grpo"], "ppo.advantage must be one of gae, rloo, got 'grpo'"),
         (["ppo.advantage=rloo"], "ppo.samples_per_prompt must be >= 2 where ppo.advantage is rloo, got 1"),
         (
-            ["reward_source.parts.learned.end_with_eos=true", "model.context_length=140"],
-            "reward_source.parts.learned.end_with_eos must be false where the reward model's context_length < 141 (prompt, response, EOS), got True",
+            ["+reward_source.parts.mine={kind: learned, end_with_eos: true}", "~reward_source.parts.learned", "model.context_length=144", "ppo.max_response_tokens=40"],
+            "reward_source.parts.mine.end_with_eos must be false where the reward model's context_length < 145 (prompt, response, EOS), got True",
         ),
         (["sft.max_reply_tokens=0"], "sft.max_reply_tokens must be null or >= 1, got 0"),
         (["pretrain.max_reply_tokens=9"], "pretrain.max_reply_tokens must be null (raw text has no replies), got 9"),
@@ -230,6 +230,10 @@ def test_a_tree_without_the_schema_is_refused() -> None:
         (
             [*RLOO, "ppo.share_prompt=true", "ppo.micro_batch_size=30"],
             "ppo.micro_batch_size must be a multiple of ppo.samples_per_prompt=4 where ppo.share_prompt is true, got 30",
+        ),
+        (
+            [*RLOO, "ppo.share_prompt=true", "strategy=fsdp2", "trainer.devices=2"],
+            "ppo.share_prompt must be false where strategy=fsdp2 and ppo.lora is null (all gradients would be whole at once), got True",
         ),
         (
             [*RLOO, "ppo.share_prompt=true", "model.gradient_checkpointing=true"],

@@ -71,7 +71,8 @@ class PPOConfig:
     share_prompt: bool = False
     """Also the update computes a prompt once for its samples (the rollout always does): the same loss and gradient, and
     faster where prompts are long. Minibatches then hold whole groups of samples_per_prompt. For rloo, without
-    model.gradient_checkpointing."""
+    model.gradient_checkpointing; where a strategy spreads gradients, with ppo.lora (two passes meet in one backward
+    pass, and what it spreads would be whole until the second)."""
     iterations: int = 60
     """Rollout + update rounds; 20 in ppo=default (nano)."""
     episodes_per_iteration: int = 128

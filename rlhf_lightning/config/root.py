@@ -151,6 +151,13 @@ def cross_check(root: RootConfig) -> None:
         "false where model.gradient_checkpointing is true",
         ppo.share_prompt,
     )
+    spreads = root.strategy.name not in ("single", "ddp")
+    require(
+        not (ppo.share_prompt and spreads and ppo.lora is None),
+        "ppo.share_prompt",
+        f"false where strategy={root.strategy.name} and ppo.lora is null (all gradients would be whole at once)",
+        ppo.share_prompt,
+    )
     _check_reward_source(root)
     check_generate(root)
     _check_sweep_report(root)
@@ -189,7 +196,8 @@ def _check_reward_source(root: RootConfig) -> None:
         said = max(root.ppo.max_response_tokens, root.evaluate.max_response_tokens)
         tokens = root.ppo.max_prompt_tokens + said + 1
         rule = f"false where the reward model's context_length < {tokens} (prompt, response, EOS)"
-        key = "reward_source.parts.learned.end_with_eos"
+        (name,) = [n for n, part in root.reward_source.parts.items() if part is learned]
+        key = f"reward_source.parts.{name}.end_with_eos"
         require(tokens <= reader.context_length, key, rule, learned.end_with_eos)
     alone = root.task == "reward" or root.reward_source.member == 0
     require(alone, "reward_source.member", "0 but in task=reward", root.reward_source.member)

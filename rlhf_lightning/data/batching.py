@@ -43,10 +43,10 @@ def sft_batches(
 
     The training split gives `hp.epochs` passes over `hp.examples` examples (or all of a smaller finite source) as a
     `ResumableLoader`; another split gives `hp.eval_examples` once. The last batch may be smaller. `kind` is
-    demonstration or text. What is longer than `hp.max_length` is dropped or cut, as `mix.over_long` says.
-    Counts: examples, too_long, cut.
+    demonstration or text. What is longer than `hp.max_length`, or has a last reply longer than `hp.max_reply_tokens`,
+    is dropped or cut, as `mix.over_long` says; a batch may lose all. Counts: examples, too_long, cut.
 
-    Raises: UserError if there are no such records, or all of a batch are longer than `hp.max_length`.
+    Raises: UserError if there are no such records, or all of the first batch are too long.
     """
     train = split == "train"
     examples = _at_most(hp.examples if train else hp.eval_examples, mixture.size(kind, split))
@@ -62,13 +62,13 @@ def sft_batches(
             mixture.over_long,
             max_reply_tokens=hp.max_reply_tokens,
         )
-        if indices and counts["too_long"] == len(indices):
+        if number == 0 and counts["too_long"] == len(indices):
             key, got = f"{hp.stage}.max_length", f"{hp.max_length}"
             if hp.max_reply_tokens is not None:
                 key, got = f"{key} and sft.max_reply_tokens", f"{got} and {hp.max_reply_tokens}"
             raise UserError(
                 f"{key} must be enough for some of the {split} examples, got {got}: "
-                f"all {len(indices)} of batch {number} are longer"
+                f"all {len(indices)} of the first batch are longer"
             )
         return Counted(batch, counts)
 
@@ -146,7 +146,7 @@ def comparison_batches(
     completions are all tied stay in.
     Counts: prompts, prompts_dropped, completions_too_long, comparisons_cut.
 
-    Raises: UserError if there are no comparisons, or none of a batch fits.
+    Raises: UserError if there are no comparisons, or none of the first batch fits.
     """
     if not records:
         raise UserError("reward needs comparisons to learn from, got none")
@@ -158,11 +158,11 @@ def comparison_batches(
         if over_long == "cut":
             chosen, cut = cut_comparisons(chosen, tokenizer, max_length)
         items, too_long = fitting_comparisons(chosen, tokenizer, max_length, keep_tied=not train)
-        # a batch of nothing but ties is no fault: it teaches nothing
-        if chosen and not items and too_long:
+        # a later batch may lose all; one of nothing but ties is no fault either: both teach nothing
+        if number == 0 and not items and too_long:
             raise UserError(
                 f"model.context_length must be enough for comparisons with their prompts, got {max_length}: "
-                f"none of the {len(chosen)} of batch {number} keeps a pair"
+                f"none of the {len(chosen)} of the first batch keeps a pair"
             )
         if train:  # micro-batches of like length have little padding; the loss does not depend on the order
             items.sort(key=lambda item: len(item[0]) + max(map(len, item[1])))

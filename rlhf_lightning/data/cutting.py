@@ -36,14 +36,20 @@ def cut_demonstration(
     max_length: int,
     max_reply_tokens: int | None = None,
 ) -> Messages | None:
-    """The conversation with a shorter last reply, or else with a shorter longest user message; None if neither fits."""
+    """The conversation with a shorter last reply, or else with a shorter longest user message; None if neither fits.
+
+    A reply of more than `max_reply_tokens` is cut to these first.
+    """
+    last = len(messages) - 1
 
     def fits(changed: Messages) -> bool:
-        if encode_demonstration(tokenizer, changed, max_length) is None:
-            return False
-        return reply_fits(tokenizer, changed, max_reply_tokens)
+        return encode_demonstration(tokenizer, changed, max_length) is not None
 
-    last = len(messages) - 1
+    if not reply_fits(tokenizer, messages, max_reply_tokens):
+        short = _cut_message(messages, last, lambda m: reply_fits(tokenizer, m, max_reply_tokens))
+        if short is None or fits(short):
+            return short
+        messages = short
     return _cut_message(messages, last, fits) or _cut_message(messages, _longest(messages), fits)
 
 

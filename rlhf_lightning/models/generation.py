@@ -38,13 +38,13 @@ class Responses(TensorBatch):
 
 
 @contextmanager
-def cast_once(device: torch.device) -> Iterator[None]:
+def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Under autocast, cast the weights that are trained once for all tokens of a batch and not for each.
 
     Lightning's autocast keeps no casts. These are forgotten at the end: they were made without a graph, and the
-    weights are about to change.
+    weights are about to change. Of a model that is spread over processes none are kept: they would be whole.
     """
-    if not torch.is_autocast_enabled(device.type):
+    if not torch.is_autocast_enabled(device.type) or is_sharded(model):
         yield
         return
     dtype = torch.get_autocast_dtype(device.type)

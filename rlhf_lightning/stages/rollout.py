@@ -103,7 +103,7 @@ def _collect(
     parts = []
     for rows in order.split(sampling.batch_size):
         chunk = prompts.rows(rows).trimmed()
-        with cast_once(chunk.ids.device):
+        with cast_once(policy, chunk.ids.device):
             responses = sample(
                 policy,
                 chunk,

@@ -79,7 +79,7 @@ class SFTModule(LightningModule):
         start, where = time.perf_counter(), f"{self.hp.stage}: step {batch_idx}"
         optimizer = self.optimizers()
         lr = self.lr.apply(optimizer, batch_idx)  # type: ignore[arg-type]
-        targets = int(batch.loss_mask[:, 1:].sum())
+        targets = max(int(batch.loss_mask[:, 1:].sum()), 1)  # a batch may have lost all examples
         loss_sum = torch.zeros((), device=batch.ids.device)
         for micro, counts in shares(self._micro_batches(batch)):
             loss = self.loss(micro, normalizer=targets)

@@ -138,8 +138,11 @@ def limits_of(root: RootConfig) -> Limits:
     """Kind → quantity → the setting that says how long it may be in training, and its value."""
     reads = "model" if root.reward.model is None else "reward.model"
     judge = root.reward.model or root.model
+    demonstration = {"whole": ("sft.max_length", root.sft.max_length)}
+    if root.sft.max_reply_tokens is not None:
+        demonstration["reply"] = ("sft.max_reply_tokens", root.sft.max_reply_tokens)
     return {
-        "demonstration": {"whole": ("sft.max_length", root.sft.max_length)},
+        "demonstration": demonstration,
         "comparison": {"whole": (f"{reads}.context_length", judge.context_length)},
         "prompt": {"prompt": ("ppo.max_prompt_tokens", root.ppo.max_prompt_tokens)},
         "text": {"text": ("pretrain.max_length", root.pretrain.max_length)},

@@ -142,14 +142,21 @@ class Speaker:
 
     def _reward(self, artifact: Artifact) -> LearnedReward:
         model = self.root.reward.model or self.root.model
-        return LearnedReward(self._placed(load_scorer(artifact.path, model)))
+        scorer = self._placed(load_scorer(artifact.path, model))
+        return LearnedReward(scorer, end_with_eos=self._end_with_eos)
+
+    @property
+    def _end_with_eos(self) -> bool:
+        learned = self.root.reward_source.learned
+        return learned is not None and learned.end_with_eos
 
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that is answered."""
         given, room = self.hp.max_prompt_tokens, self.root.model.context_length
-        if self.root.reward.model is not None and self.reward is not None:
-            room = min(room, self.root.reward.model.context_length)
+        if self.reward is not None:
+            reads = self.root.reward.model or self.root.model
+            room = min(room, reads.context_length - self._end_with_eos)
         room -= self.hp.max_response_tokens
         return room if given is None else min(given, room)
 

@@ -69,9 +69,22 @@ def test_validation_takes_its_examples_once_and_starts_over(tokenizer):
 def test_only_too_long_examples_are_refused(tokenizer):
     loader = sft(tokenizer, mixture(long_every=1), examples=20, global_batch_size=10)
     with pytest.raises(
-        UserError, match=r"sft.max_length must be enough .* got 64: all 10 of batch 0 are longer"
+        UserError,
+        match=r"sft.max_length must be enough .* got 64: all 10 of the first batch are longer",
     ):
         next(iter(loader))
+
+
+def test_a_later_batch_may_lose_all_its_examples(tokenizer):
+    """Where only some of the replies are short enough, a run must not end at an unlucky batch."""
+    mix = mixture()
+    record = mix.record
+    mix.record = lambda kind, split, i: (
+        {"text": "x" * 500} if i % 3 == 2 else record(kind, split, i)
+    )
+    loader = sft(tokenizer, mix, examples=6, global_batch_size=1)
+    assert [bool(batch.mask.any()) for batch in loader] == [True, True, False] * 2
+    assert loader.counts == {"examples": 4, "too_long": 2}
 
 
 def test_missing_kinds_are_refused_before_the_first_batch(tokenizer):
@@ -172,6 +185,15 @@ def test_a_long_completion_goes_with_its_pairs(tokenizer):
     assert {r["prompt"][0]["content"] for r in batch.records} == {"q 0"}
     assert batch.pairs.tolist() == [[0, 1], [2, 3]]  # one for each of the two epochs
     assert loader.counts == {"prompts": 2, "prompts_dropped": 2, "completions_too_long": 4}
+
+
+def test_a_later_batch_may_lose_all_its_comparisons(tokenizer):
+    records = [comparison(i) for i in range(4)]
+    records.append(comparison(4) | {"prompt": [{"role": "user", "content": "q" * 300}]})
+    loader = comparisons(tokenizer, records, train=False)
+    sizes = [len(batch.records) for batch in loader]
+    assert sizes == [4, 0]
+    assert loader.counts["prompts_dropped"] == 1
 
 
 def test_evaluation_keeps_tied_prompts_and_the_order(tokenizer):

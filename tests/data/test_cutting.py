@@ -129,6 +129,10 @@ def test_a_reply_may_be_too_long_where_the_whole_is_not(tmp_path, tokenizer, ove
     assert max(targets) == (
         limit if over_long == "cut" else len(collate.encode_completion(tokenizer, "No."))
     )
+    long_question = [user(LONG), assistant("It is 7 times. So I say. And so on.")]
+    found = cut_demonstration(tokenizer, long_question, 60, limit)  # both are too long
+    assert found[1]["content"] == "It is 7 times. So I say."
+    assert LONG.startswith(found[0]["content"]) and len(found[0]["content"]) < len(LONG)
     with pytest.raises(UserError, match=r"sft.max_length and sft.max_reply_tokens .* 256 and 1:"):
         next(
             iter(

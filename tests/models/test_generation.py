@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_lightning.functional.logprobs import token_logprobs
+from rlhf_lightning.models import generation
 from rlhf_lightning.models.forward import response_logits
 from rlhf_lightning.models.generation import Responses, cast_once, sample
 from tests.tiny import EOS, PAD, prompt_batch, tiny_policy
@@ -133,7 +134,7 @@ class CountsCasts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_under_autocast_a_weight_is_cast_once_for_a_batch_and_the_cast_is_forgotten():
+def test_under_autocast_a_weight_is_cast_once_for_a_batch_and_the_cast_is_forgotten(monkeypatch):
     """As Lightning trains with bf16-mixed: its autocast keeps no casts, since weights change between steps."""
     model, prompts = tiny_policy().eval(), prompt_batch([3, 7, 5, 1])
     casts, found = {}, {}
@@ -142,7 +143,7 @@ def test_under_autocast_a_weight_is_cast_once_for_a_batch_and_the_cast_is_forgot
             settings = {"max_new_tokens": 12, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
             generator = torch.Generator().manual_seed(0)
             if once:
-                with cast_once(torch.device("cpu")):
+                with cast_once(model, torch.device("cpu")):
                     found[name] = sample(model, prompts, **settings, generator=generator)
             else:
                 found[name] = sample(model, prompts, **settings, generator=generator)
@@ -151,9 +152,19 @@ def test_under_autocast_a_weight_is_cast_once_for_a_batch_and_the_cast_is_forgot
     assert casts["once"] == matrices < casts["each"]
     assert torch.equal(found["once"].ids, found["each"].ids)
     assert torch.equal(found["once"].logprobs, found["each"].logprobs)
+    # a model that is spread over processes gives back each part after its layer, and so do its casts
+    monkeypatch.setattr(generation, "is_sharded", lambda _model: True)
+    with (
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+        CountsCasts(model) as mode,
+        cast_once(model, torch.device("cpu")),
+    ):
+        sample(model, prompts, **settings, generator=torch.Generator().manual_seed(0))
+    assert mode.casts == casts["each"]
+    monkeypatch.undo()
     # with what an outer autocast kept, the next pass would have no graph to the weights
     with torch.autocast("cpu", torch.bfloat16):
-        with cast_once(torch.device("cpu")):
+        with cast_once(model, torch.device("cpu")):
             sample(model, prompts, **settings, generator=torch.Generator().manual_seed(0))
         model(prompts.ids).logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters())

@@ -66,19 +66,32 @@ def test_an_ensemble_is_its_members_combined_and_tells_how_they_differ() -> None
 
 @pytest.mark.parametrize("share_prompt", [False, True])
 def test_a_response_that_was_cut_off_is_read_as_one_that_ends_there(share_prompt: bool) -> None:
-    """As the reward model learned: completions of a comparison always end with EOS."""
+    """As the reward model learned: completions of a comparison always end with EOS.
+
+    Two are cut, one of them the longest, so that its EOS needs a column more; the third has ended.
+    """
     whole = replace(request(tokenizer()), share_prompt=share_prompt)
-    cut = replace(whole, response_mask=whole.response_mask.clone())
-    ends = whole.response_mask.sum(1) - 1
-    cut.response_mask[0, ends[0]] = False  # the first one's EOS is not there
+    width = int(whole.response_mask.sum(1).max()) - 1
+    ids, mask = whole.response_ids.clone(), whole.response_mask.clone()
+    assert mask.sum(1).argmax() == 2
+    for row in (0, 2):
+        end = int(mask[row].sum()) - 1
+        ids[row, end], mask[row, end] = 7, False  # not even under the padding
+    cut = replace(whole, response_ids=ids[:, :width], response_mask=mask[:, :width])
     plain = LearnedReward(scorer(0))
-    ended = LearnedReward(scorer(0), end_with_eos=True)
-    assert torch.equal(ended(whole), plain(whole))
-    torch.testing.assert_close(ended(cut), plain(whole))
-    assert abs(plain(cut) - plain(whole))[0] > 1e-3
-    torch.testing.assert_close(plain(cut)[1:], plain(whole)[1:])
-    members = EnsembleReward([scorer(0)], combine="mean", coef=1.0, end_with_eos=True)
-    torch.testing.assert_close(members(cut), plain(whole))
+    assert (plain(cut) - plain(whole)).abs()[[0, 2]].min() > 1e-4
+    source = RewardSourceConfig(
+        parts={"mine": RewardPartConfig(kind="learned", members=2, end_with_eos=True)}
+    )
+    built = build_reward(source, lambda _role: scorer(0))
+    alone = RewardSourceConfig(parts={"mine": RewardPartConfig(kind="learned", end_with_eos=True)})
+    for reward in (
+        LearnedReward(scorer(0), end_with_eos=True),
+        built,
+        build_reward(alone, lambda _role: scorer(0)),
+    ):
+        torch.testing.assert_close(reward(cut), plain(whole))
+        torch.testing.assert_close(reward(whole), plain(whole))
 
 
 def test_the_score_is_the_weighted_sum_of_its_parts() -> None:

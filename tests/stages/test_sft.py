@@ -50,6 +50,14 @@ def rows_of_one(made: list[Encoded]) -> SFTBatch:
     return SFTBatch(*map(stacked, ("ids", "loss_mask", "positions", "documents")))
 
 
+def test_a_batch_without_examples_changes_nothing() -> None:
+    sft = module()
+    before = [p.clone() for p in sft.model.parameters()]
+    (seen,) = fit(sft, [pack([], 16, PAD)])
+    assert seen["sft/train/loss"] == 0 == seen["sft/train/grad_norm"]
+    assert all(map(torch.equal, sft.model.parameters(), before))
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packing_changes_no_documents_logits(family: str, attention: str) -> None:

@@ -14,7 +14,7 @@ from rlhf_lightning import compose
 from rlhf_lightning.data.tokenizer import train_tokenizer
 from rlhf_lightning.errors import Interrupted, UserError
 from rlhf_lightning.runs import Stop
-from rlhf_lightning.tasks.data import removed_by, survey
+from rlhf_lightning.tasks.data import limits_of, removed_by, survey
 from rlhf_lightning.tasks.data_rows import SHOWN_TOKENS, pieces, shown_row
 from rlhf_lightning.tasks.data_survey import Survey
 from tests.harness import only, rlhf_here
@@ -297,6 +297,21 @@ def test_shares_limits_and_held_out_prompts_that_training_has_too(tokenizer) -> 
         ("y", "train"): (2, 0.75, None),
         ("y", "validation"): (2, 0.75, 1),
     }
+
+
+def test_a_reply_that_is_longer_than_sft_takes_is_shown_as_such(tokenizer) -> None:
+    root = compose.check(compose.compose(["sft.max_reply_tokens=5"]))
+    limits = limits_of(root)["demonstration"]
+    assert limits["reply"] == ("sft.max_reply_tokens", 5)
+    for reply, over in (("ab", ""), ("the fox eats meat", "longer than sft.max_reply_tokens=5")):
+        messages = [
+            {"role": "user", "content": "who eats what in the wood, and who does not"},
+            {"role": "assistant", "content": "the fox eats meat in the wood"},
+            {"role": "user", "content": "and"},
+            {"role": "assistant", "content": reply},
+        ]
+        row = shown_row("demonstration", {"messages": messages}, 0, tokenizer, limits)
+        assert row.note == over
 
 
 def test_a_signal_ends_the_reading(tokenizer) -> None:

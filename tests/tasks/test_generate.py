@@ -117,6 +117,30 @@ def test_scores_and_logprobs_are_those_of_the_models(tmp_path: Path, models: Pat
             assert row["score"] == pytest.approx(float(scorer(ids).logits), abs=1e-4)
 
 
+def test_a_score_reads_eos_behind_what_was_cut_off_where_the_reward_does(
+    tmp_path: Path, models: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    ends = "reward_source.parts.learned.end_with_eos=true"
+    score = f"generate.init.reward={models / 'reward'}"
+    rows = rows_of(tmp_path, models, "generate.max_response_tokens=3", score, ends)
+    tokenizer = AutoTokenizer.from_pretrained(models / "policy")
+    scorer = AutoModelForSequenceClassification.from_pretrained(models / "reward").eval()
+    cut = [row for row in rows if not row["ended"]]
+    assert cut
+    for row in cut:
+        prompt = tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_dict=False
+        )
+        said = tokenizer(row["response"], add_special_tokens=False).input_ids
+        if len(said) != row["response_tokens"]:  # half a character: its text has other tokens
+            continue
+        with torch.no_grad():
+            ids = torch.tensor([[*prompt, *said, tokenizer.eos_token_id]])
+            assert row["score"] == pytest.approx(float(scorer(ids).logits), abs=1e-4)
+
+
 def test_the_seed_decides_and_the_batch_size_does_not(tmp_path: Path, models: Path) -> None:
     def said(*overrides: str, name: str) -> list[str]:
         found = rows_of(tmp_path, models, "generate.samples=5", *overrides, name=name)
