@@ -12,7 +12,7 @@ import numpy as np
 from rlhf_lightning.batches import PPOBatch, SFTBatch
 from rlhf_lightning.config import PPOConfig, RewardConfig, SFTConfig
 from rlhf_lightning.data import collate
-from rlhf_lightning.data.cutting import cut_comparisons, cut_demonstration, cut_text, reply_fits
+from rlhf_lightning.data.cutting import cut_comparisons, cut_demonstration, cut_text
 from rlhf_lightning.data.loader import BatchLoader, Counted, ResumableLoader
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.prompts import Prompt, first_prompts, fitting_prompts
@@ -229,13 +229,12 @@ def _packed(
     given = [record["text" if text else "messages"] for record in records]
     encode: Any = collate.encode_texts if text else collate.encode_demonstrations
     encoded = encode(tokenizer, given, max_length)
-    shorten: Any = cut_text
-    if not text:
-        shorten = partial(cut_demonstration, max_reply_tokens=max_reply_tokens)
-        fits = [reply_fits(tokenizer, messages, max_reply_tokens) for messages in given]
-        encoded = [document if ok else None for document, ok in zip(encoded, fits, strict=True)]
+    if max_reply_tokens is not None:
+        encoded = [d if d and d.reply_tokens <= max_reply_tokens else None for d in encoded]
     cut = 0
     if over_long == "cut":
+        shortened = partial(cut_demonstration, max_reply_tokens=max_reply_tokens)
+        shorten: Any = cut_text if text else shortened
         for place in [i for i, document in enumerate(encoded) if document is None]:
             shorter = shorten(tokenizer, given[place], max_length)
             if shorter is not None:

@@ -38,28 +38,23 @@ def cut_demonstration(
 ) -> Messages | None:
     """The conversation with a shorter last reply, or else with a shorter longest user message; None if neither fits.
 
-    A reply of more than `max_reply_tokens` is cut to these first.
+    The last reply is cut to `max_reply_tokens` before either.
     """
     last = len(messages) - 1
 
     def fits(changed: Messages) -> bool:
         return encode_demonstration(tokenizer, changed, max_length) is not None
 
-    if not reply_fits(tokenizer, messages, max_reply_tokens):
-        short = _cut_message(messages, last, lambda m: reply_fits(tokenizer, m, max_reply_tokens))
-        if short is None or fits(short):
-            return short
-        messages = short
+    if max_reply_tokens is not None:
+        limit = max_reply_tokens
+        reply = cut_to(
+            messages[last]["content"],
+            lambda text: len(encode_completion(tokenizer, text)) <= limit,
+        )
+        if reply is None:
+            return None
+        messages = [*messages[:last], {**messages[last], "content": reply}]
     return _cut_message(messages, last, fits) or _cut_message(messages, _longest(messages), fits)
-
-
-def reply_fits(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_reply_tokens: int | None
-) -> bool:
-    """Whether the last reply, with its EOS, has at most so many tokens."""
-    if max_reply_tokens is None:
-        return True
-    return len(encode_completion(tokenizer, messages[-1]["content"])) <= max_reply_tokens
 
 
 def cut_prompt(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.data.plain import marked_messages, plain_text
@@ -28,6 +29,12 @@ class Encoded:
     ids: Ids
     loss_mask: list[bool]
     """True where the token is a target. Never the first one: nothing predicts it."""
+
+    @property
+    def reply_tokens(self) -> int:
+        """The last targets in a row: of a demonstration its last reply, with EOS."""
+        runs = [sum(run) for target, run in groupby(self.loss_mask) if target]
+        return runs[-1] if runs else 0
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> Encoded | None:

@@ -90,7 +90,7 @@ def sample(
     attention, lengths = prompts.mask, prompts.mask.sum(1)
     width = prompts.ids.shape[1]
     last = columns(width - 1, width, device)
-    first, place = distinct(prompts.ids, prompts.mask)  # of PPO's samples, or K completions
+    first, place = distinct(prompts.ids, prompts.mask)  # each prompt once
     seen = inputs_for(model, prompts.ids[first], attention[first])
     out = model(**seen, use_cache=True, logits_to_keep=last)
     cache, logits = out.past_key_values, out.logits[:, -1]

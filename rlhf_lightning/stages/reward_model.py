@@ -67,6 +67,8 @@ class RewardModule(LightningModule):
         self.model.train()
 
     def training_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
+        if not batch.records:  # all its comparisons were too long, or ties: no step
+            return
         start, where = time.perf_counter(), f"reward: step {batch_idx}"
         optimizer = self.optimizers()
         lr = self.lr.apply(optimizer, batch_idx)  # type: ignore[arg-type]

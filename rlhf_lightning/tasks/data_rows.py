@@ -73,18 +73,12 @@ def shown_row(
         f"longer than {key}={limit}"
         for name, (key, limit) in limits.items()
         if name != "prompt" or kind == "prompt"
-        if any(_tokens(name, item) > limit for _, item in encoded)
+        if any(
+            (item.reply_tokens if name == "reply" else len(item.ids)) > limit for _, item in encoded
+        )
     ]
     texts = [_shown(label, item, tokenizer) for label, item in encoded]
     return ShownRow(kind, str(record.get("source", "")), index, texts, "; ".join(over))
-
-
-def _tokens(quantity: str, encoded: Encoded) -> int:
-    """How long a sequence is, or its last reply."""
-    if quantity != "reply":
-        return len(encoded.ids)
-    targets = "".join("x" if target else " " for target in encoded.loss_mask).split()
-    return len(targets[-1]) if targets else 0
 
 
 def _encoded(

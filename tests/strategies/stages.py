@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rlhf_lightning.callbacks.checkpointing import find_checkpoint, save_checkpoint
 from rlhf_lightning.config import PTXConfig, RewardConfig, ScheduleConfig, SFTConfig, StrategyConfig
-from rlhf_lightning.data.collate import pack
+from rlhf_lightning.data.collate import collate_comparisons, pack
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.data.loader import BatchLoader, ResumableLoader
 from rlhf_lightning.processes import is_sharded
@@ -27,6 +27,8 @@ from tests.tiny import PAD, tiny_policy, tiny_scorer
 
 STEPS = {"sft": 11, "reward": 11, "ppo": 6}
 """Training batches; an iteration of PPO is two optimizer steps."""
+LOST = 2
+"""Batch of SFT and of the reward model that has no examples."""
 CONSTANT = ScheduleConfig(name="constant", final_fraction=1.0)
 ADAM = partial(torch.optim.Adam, lr=1e-3, eps=1e-5)
 
@@ -44,10 +46,14 @@ def module(stage: str, **changes: Any) -> LightningModule:
     settings |= {"rollout_batch_size": 3, "normalize_scores": True, "ratio_tolerance": 1e-3}
     settings |= {"ptx": PTXConfig(coef=0.5)}
     # rounding moves a token whose uniform number lies within 1e-6 of its probability's edge: this seed has none
-    return ppo_of.module(replace(ppo_of.HP, **(settings | changes)), optimizer=ADAM, seed=1)
+    hp = replace(ppo_of.HP, **(settings | changes))
+    without = {"value": None} if hp.advantage == "rloo" else {}
+    return ppo_of.module(hp, optimizer=ADAM, seed=1, **without)
 
 
 def batch(stage: str, number: int) -> Any:
+    if number == LOST and stage != "ppo":  # all its examples were too long
+        return pack([], 16, PAD) if stage == "sft" else collate_comparisons([], PAD)
     if stage == "sft":  # five documents and odd rows: the processes do not get equally many
         return pack(documents([9, 7, 5, 4, 3, 3, 8], seed=number), 16, PAD)
     if stage == "reward":
