@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.tasks import reward as stage
@@ -108,6 +109,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "reward.init.policy=none",
         "reward.completions=speakers",
         "reward.eval_prompts=24",
+        "reward.head_scale=0",
     )
     log.setLevel(level)
     return only(folder / "outputs" / "reward")
@@ -125,6 +127,13 @@ def test_rankings_alone_train_a_reward_model(trained: Path) -> None:
     # the tokenizer was trained on the rankings' own texts
     vocabulary = json.loads((trained / "artifact/tokenizer.json").read_text())["model"]["vocab"]
     assert any("grass" in token for token in vocabulary)
+
+
+def test_a_head_of_zeros_begins_with_equal_scores(trained: Path) -> None:
+    board = EventAccumulator(str(trained / "tensorboard"))
+    board.Reload()
+    first = board.Scalars("reward/train/loss")[0]
+    assert first.value == pytest.approx(math.log(2))
 
 
 def test_the_length_baseline_leaves_out_what_did_not_fit(trained: Path) -> None:

@@ -55,6 +55,9 @@ class RewardConfig:
     share_prompt: bool = False
     """Compute a prompt once for all its completions instead of once for each: the same scores and gradients, several
     times faster where prompts are long. Needs attention that takes a 4-D mask (sdpa, eager)."""
+    head_scale: float = 1.0
+    """Factor on the standard deviation 1/√(d+1) of the new head's weights [S]; an earlier reward model
+    keeps its own head. 0: all scores are equal at first; where comparisons are few, what is random is not unlearned."""
     margin: float = 0.0
     """Added per rank of distance to the score difference that a pair must reach, in score units (Touvron et al. 2023,
     arXiv:2307.09288). 0: none, as in [I]."""
@@ -119,6 +122,6 @@ class RewardConfig:
             "in [0, 0.5)",
             self.label_smoothing,
         )
-        for key in ("margin", "centering"):
+        for key in ("head_scale", "margin", "centering"):
             require(getattr(self, key) >= 0, f"reward.{key}", ">= 0", getattr(self, key))
         require(self.grad_clip > 0, "reward.grad_clip", "> 0", self.grad_clip)

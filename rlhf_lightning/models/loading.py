@@ -147,14 +147,16 @@ def _architecture(model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Any
     return config
 
 
-def new_scorer(path: str | Path, model: ModelConfig, *, seed: int) -> PreTrainedModel:
-    """A scalar-head model whose backbone is the policy at `path`; head ~ N(0, 1/√(d+1)), no bias [S]."""
+def new_scorer(
+    path: str | Path, model: ModelConfig, *, seed: int, head_scale: float = 1.0
+) -> PreTrainedModel:
+    """A scalar-head model whose backbone is the policy at `path`; head ~ head_scale · N(0, 1/√(d+1)), no bias [S]."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         kind = AutoModelForSequenceClassification
         scorer = _loaded(kind, path, model, new=("score.",), num_labels=1)
         head: Any = scorer.score
-        nn.init.normal_(head.weight, std=1 / math.sqrt(head.weight.shape[1] + 1))
+        nn.init.normal_(head.weight, std=head_scale / math.sqrt(head.weight.shape[1] + 1))
     return prepare(scorer, model)
 
 

@@ -99,7 +99,7 @@ def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
             scorer = load_scorer(parent.path, root.model)
             scorer.config.reward_bias, scorer.config.reward_gain = 0.0, 1.0
             return tokenizer, grow_embeddings(scorer, tokenizer)
-        scorer = new_scorer(parent.path, root.model, seed=seed)
+        scorer = new_scorer(parent.path, root.model, seed=seed, head_scale=root.reward.head_scale)
         return tokenizer, grow_embeddings(scorer, tokenizer)
     tokenizer = new_tokenizer(job)
     return tokenizer, scorer_of_own_weights(job, tokenizer, seed=seed)

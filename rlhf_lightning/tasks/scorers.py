@@ -37,12 +37,13 @@ def scorer_of_own_weights(
     job: Job, tokenizer: PreTrainedTokenizerFast, *, seed: int
 ) -> PreTrainedModel:
     """A fresh head on the weights of `model.path`, or on random ones: those that `new_policy` makes of the seed."""
-    model = job.root.model
+    model, scale = job.root.model, job.root.reward.head_scale
     if model.path is not None:
-        return grow_embeddings(new_scorer(model.path, model, seed=seed), tokenizer)
+        scorer = new_scorer(model.path, model, seed=seed, head_scale=scale)
+        return grow_embeddings(scorer, tokenizer)
     folder = temporary_name(job.run.path / "random_policy")
     save(new_policy(model, tokenizer, seed=seed), tokenizer, folder)
-    scorer = new_scorer(folder, model, seed=seed)
+    scorer = new_scorer(folder, model, seed=seed, head_scale=scale)
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()

@@ -92,6 +92,10 @@ def test_a_new_head_has_the_papers_spread_and_the_backbone_of_the_policy(policy_
     assert same(scorers[0].base_model, policy.base_model)
     assert same(scorers[0], new_scorer(folder, config(family), seed=0))
     assert not same(scorers[0], scorers[1])
+    half = new_scorer(folder, config(family), seed=0, head_scale=0.5)
+    torch.testing.assert_close(half.score.weight, scorers[0].score.weight / 2)
+    zero = new_scorer(folder, config(family), seed=0, head_scale=0.0)
+    assert not zero.score.weight.any()
 
 
 def test_every_dropout_is_off_until_a_stage_turns_it_on(policy_folder) -> None:
