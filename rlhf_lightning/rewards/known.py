@@ -1,4 +1,4 @@
-"""Two rewards whose every point can be explained: nearness to reference texts, and the valence of the words.
+"""Rewards whose every point can be explained: nearness to reference texts, the valence of the words, too few words.
 
 For `reward_source.parts.NAME.target` and `evaluate.known.NAME.target`; pure functions of the text, no network.
 """
@@ -63,6 +63,24 @@ class RougeLength:
 
         found = rouge_score(response, reference, rouge_keys=self.kinds, accumulate="best")
         return sum(float(found[f"{kind}_fmeasure"]) for kind in self.kinds) / len(self.kinds)
+
+
+class TooShort:
+    """What a response is short of so many words, between −1 (no word at all) and 0.
+
+    score = min(0, words/min_words − 1); words are counted between white space. Beside a reward model, which has seen no
+    empty completion and may say anything of one, it closes that way out (`reward_source=weighted`).
+    Raises: UserError for a number below 1.
+    """
+
+    def __init__(self, *, min_words: int) -> None:
+        if min_words < 1:
+            raise UserError(f"min_words must be >= 1, got {min_words}")
+        self.min_words = min_words
+
+    def __call__(self, prompt: str, response: str) -> float:
+        """The score of one response."""
+        return min(0.0, len(response.split()) / self.min_words - 1)
 
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.rewards.known import LexiconSentiment, RougeLength
+from rlhf_lightning.rewards.known import LexiconSentiment, RougeLength, TooShort
 
 VADER = (
     Path(os.environ.get("RLHF_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -41,6 +41,18 @@ def test_the_length_term_is_bounded() -> None:
     assert rouge("", "", record=record("a b")) == -0.5
     assert rouge("", "x " * 50, record=record("a b")) == -0.5
     assert rouge("", "x y", record=record("a b")) == 0
+
+
+@pytest.mark.parametrize(
+    ("response", "score"), [("", -1), ("a", -0.75), ("a b c d", 0), ("x " * 9, 0)]
+)
+def test_too_few_words_cost_what_is_missing(response: str, score: float) -> None:
+    assert TooShort(min_words=4)("", response) == score
+
+
+def test_too_short_needs_a_number_of_words() -> None:
+    with pytest.raises(UserError, match=r"^min_words must be >= 1, got 0$"):
+        TooShort(min_words=0)
 
 
 @pytest.mark.parametrize("meta", [{}, {"references": []}, {"references": "text"}])
