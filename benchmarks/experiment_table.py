@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import textwrap
 from collections import defaultdict
@@ -65,11 +66,25 @@ def mean_and_deviation(column: str, values: list[float | None]) -> str:
     return f"{cell(column, statistics.mean(numbers))} ± {cell(column, statistics.stdev(numbers))}"
 
 
-def rows(name: str, runs: list[dict[str, Any]]) -> None:
+def experiment(folder: Path) -> str:
+    """As the command line named it, else what is trained on what."""
+    given = (folder / ".hydra/overrides.yaml").read_text(encoding="utf-8")
+    named = re.search(r"experiment=(\w+)", given)
+    return named[1] if named else folder.name.rsplit("-s", 1)[0]
+
+
+def stage_minutes(folder: Path) -> float:
+    """The time of all stages, also of those that an earlier pipeline ran."""
+    stages = [*folder.glob("*/metrics.json"), *folder.glob("round-*/*/metrics.json")]
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in stages]
+    return sum(run["duration_s"] for run in runs) / 60
+
+
+def rows(name: str, folders: list[Path], runs: list[dict[str, Any]]) -> None:
     """Print one experiment's runs."""
     series = {
         column: [find(run["metrics"]) for run in runs] for column, find in COLUMNS.items()
-    } | {"minutes": [run["duration_s"] / 60 for run in runs]}
+    } | {"minutes": [stage_minutes(folder) for folder in folders]}
     for place, run in enumerate(runs):
         cells = [cell(column, values[place]) for column, values in series.items()]
         print(f"| {name} | {run['seed']} | {' | '.join(cells)} |")
@@ -102,8 +117,7 @@ def main() -> None:
     for folder in given.folders:
         run = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if run["status"] == "finished":
-            name = folder.name.rsplit("-s", 1)[0].split("-", 1)[1]
-            by_name[name].append((run["seed"], folder, run))
+            by_name[experiment(folder)].append((run["seed"], folder, run))
     if not given.conversations:
         print(f"| experiment | seed | {' | '.join(COLUMNS)} | minutes |")
         print("|---" * (len(COLUMNS) + 3) + "|")
@@ -113,7 +127,7 @@ def main() -> None:
             print(f"### {name}, seed {found[0][0]}\n")
             conversations(found[0][1])
         else:
-            rows(name, [run for _, _, run in found])
+            rows(name, [folder for _, folder, _ in found], [run for _, _, run in found])
 
 
 if __name__ == "__main__":
