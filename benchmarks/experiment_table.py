@@ -14,10 +14,11 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 CONVERSATIONS = 5
 Metrics = Mapping[str, float]
+Run = tuple[int, Path, Metrics]
+"""Seed, folder and metrics of a finished pipeline."""
 
 
 def known(metrics: Metrics, model: str) -> float | None:
@@ -80,14 +81,14 @@ def stage_minutes(folder: Path) -> float:
     return sum(run["duration_s"] for run in runs) / 60
 
 
-def rows(name: str, folders: list[Path], runs: list[dict[str, Any]]) -> None:
+def rows(name: str, found: list[Run]) -> None:
     """Print one experiment's runs."""
     series = {
-        column: [find(run["metrics"]) for run in runs] for column, find in COLUMNS.items()
-    } | {"minutes": [stage_minutes(folder) for folder in folders]}
-    for place, run in enumerate(runs):
+        column: [find(metrics) for _, _, metrics in found] for column, find in COLUMNS.items()
+    } | {"minutes": [stage_minutes(folder) for _, folder, _ in found]}
+    for place, (seed, _, _) in enumerate(found):
         cells = [cell(column, values[place]) for column, values in series.items()]
-        print(f"| {name} | {run['seed']} | {' | '.join(cells)} |")
+        print(f"| {name} | {seed} | {' | '.join(cells)} |")
     spread = [mean_and_deviation(column, values) for column, values in series.items()]
     print(f"| | mean ± sd | {' | '.join(spread)} |")
 
@@ -113,11 +114,11 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--conversations", action="store_true")
     given = parser.parse_args()
-    by_name: dict[str, list[tuple[int, Path, dict[str, Any]]]] = defaultdict(list)
+    by_name: dict[str, list[Run]] = defaultdict(list)
     for folder in given.folders:
         run = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if run["status"] == "finished":
-            by_name[experiment(folder)].append((run["seed"], folder, run))
+            by_name[experiment(folder)].append((run["seed"], folder, run["metrics"]))
     if not given.conversations:
         print(f"| experiment | seed | {' | '.join(COLUMNS)} | minutes |")
         print("|---" * (len(COLUMNS) + 3) + "|")
@@ -127,7 +128,7 @@ def main() -> None:
             print(f"### {name}, seed {found[0][0]}\n")
             conversations(found[0][1])
         else:
-            rows(name, [folder for _, folder, _ in found], [run for _, _, run in found])
+            rows(name, found)
 
 
 if __name__ == "__main__":

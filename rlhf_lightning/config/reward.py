@@ -56,8 +56,8 @@ class RewardConfig:
     """Compute a prompt once for all its completions instead of once for each: the same scores and gradients, several
     times faster where prompts are long. Needs attention that takes a 4-D mask (sdpa, eager)."""
     head_scale: float = 1.0
-    """Factor on the standard deviation 1/√(d+1) of the new head's weights [S]; an earlier reward model
-    keeps its own head. 0: all scores are equal at first; where comparisons are few, what is random is not unlearned."""
+    """Factor on the standard deviation 1/√(d+1) of the new head's weights [S]; an earlier reward model keeps
+    its own head. 0: all scores are equal at first; where comparisons are few, what is random is hardly unlearned."""
     margin: float = 0.0
     """Added per rank of distance to the score difference that a pair must reach, in score units (Touvron et al. 2023,
     arXiv:2307.09288). 0: none, as in [I]."""

@@ -67,7 +67,7 @@ class RewardModule(LightningModule):
         self.model.train()
 
     def training_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
-        if not batch.records:  # all its comparisons were too long, or ties: no step
+        if not batch.prompts:  # all its comparisons were too long, or ties: no step
             return
         start, where = time.perf_counter(), f"reward: step {batch_idx}"
         optimizer = self.optimizers()
@@ -76,7 +76,7 @@ class RewardModule(LightningModule):
         right = torch.zeros((), device=batch.ids.device)
         for micro, counts in shares(self._micro_batches(batch)):
             scores = self.scores(micro)
-            loss = self.loss(scores, micro, prompts=max(batch.prompts, 1))
+            loss = self.loss(scores, micro, prompts=batch.prompts)
             require_finite(loss, where=where)
             self.manual_backward(loss if counts else 0 * loss)
             if counts:
@@ -92,7 +92,7 @@ class RewardModule(LightningModule):
         )
         metrics = {
             "loss": loss_sum.item(),
-            "accuracy": right.item() / max(len(batch.pairs), 1),
+            "accuracy": right.item() / len(batch.pairs),
             "grad_norm": norm,
             "lr": lr,
         }

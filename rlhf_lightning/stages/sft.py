@@ -76,12 +76,12 @@ class SFTModule(LightningModule):
         self.model.train()
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> None:
-        if not batch.mask.any():  # all its examples were too long: no step
+        targets = int(batch.loss_mask[:, 1:].sum())
+        if not targets:  # all its examples were too long: no step
             return
         start, where = time.perf_counter(), f"{self.hp.stage}: step {batch_idx}"
         optimizer = self.optimizers()
         lr = self.lr.apply(optimizer, batch_idx)  # type: ignore[arg-type]
-        targets = int(batch.loss_mask[:, 1:].sum())
         loss_sum = torch.zeros((), device=batch.ids.device)
         for micro, counts in shares(self._micro_batches(batch)):
             loss = self.loss(micro, normalizer=targets)

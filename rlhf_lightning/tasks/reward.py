@@ -16,7 +16,6 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import (
     grow_embeddings,
     load_scorer,
-    new_scorer,
     parameters_of,
 )
 from rlhf_lightning.models.packing import require_packable
@@ -32,7 +31,7 @@ from rlhf_lightning.tasks.job import (
     require_same_tokenizer,
 )
 from rlhf_lightning.tasks.reward_metrics import accuracies, scored
-from rlhf_lightning.tasks.scorers import scorer_of_own_weights
+from rlhf_lightning.tasks.scorers import scorer_of_own_weights, scorer_with_new_head
 
 
 def run(job: Job) -> dict[str, float]:
@@ -99,8 +98,7 @@ def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
             scorer = load_scorer(parent.path, root.model)
             scorer.config.reward_bias, scorer.config.reward_gain = 0.0, 1.0
             return tokenizer, grow_embeddings(scorer, tokenizer)
-        scorer = new_scorer(parent.path, root.model, seed=seed, head_scale=root.reward.head_scale)
-        return tokenizer, grow_embeddings(scorer, tokenizer)
+        return tokenizer, scorer_with_new_head(job, parent.path, tokenizer, seed=seed)
     tokenizer = new_tokenizer(job)
     return tokenizer, scorer_of_own_weights(job, tokenizer, seed=seed)
 

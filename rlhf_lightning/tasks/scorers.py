@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.data.tokenizer import tokenizer_fingerprint
@@ -33,17 +35,25 @@ def trained_scorer(job: Job, role: str, tokenizer: PreTrainedTokenizerFast) -> P
     return grow_embeddings(load_scorer(job.parents[role].path, model), tokenizer)
 
 
+def scorer_with_new_head(
+    job: Job, folder: str | Path, tokenizer: PreTrainedTokenizerFast, *, seed: int
+) -> PreTrainedModel:
+    """A reward model to be trained: the weights of a causal LM under a head of `reward.head_scale`."""
+    scale = job.root.reward.head_scale
+    scorer = new_scorer(folder, job.root.model, seed=seed, head_scale=scale)
+    return grow_embeddings(scorer, tokenizer)
+
+
 def scorer_of_own_weights(
     job: Job, tokenizer: PreTrainedTokenizerFast, *, seed: int
 ) -> PreTrainedModel:
     """A fresh head on the weights of `model.path`, or on random ones: those that `new_policy` makes of the seed."""
-    model, scale = job.root.model, job.root.reward.head_scale
+    model = job.root.model
     if model.path is not None:
-        scorer = new_scorer(model.path, model, seed=seed, head_scale=scale)
-        return grow_embeddings(scorer, tokenizer)
+        return scorer_with_new_head(job, model.path, tokenizer, seed=seed)
     folder = temporary_name(job.run.path / "random_policy")
     save(new_policy(model, tokenizer, seed=seed), tokenizer, folder)
-    scorer = new_scorer(folder, model, seed=seed, head_scale=scale)
+    scorer = scorer_with_new_head(job, folder, tokenizer, seed=seed)
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()

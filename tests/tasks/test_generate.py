@@ -83,8 +83,14 @@ def test_every_prompt_gets_its_samples_in_order_with_scores(tmp_path: Path, mode
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-def test_scores_and_logprobs_are_those_of_the_models(tmp_path: Path, models: Path) -> None:
-    """Greedy: each row's numbers against a plain forward pass of transformers over prompt and response."""
+@pytest.mark.parametrize("end_with_eos", [False, True])
+def test_scores_and_logprobs_are_those_of_the_models(
+    end_with_eos: bool, tmp_path: Path, models: Path
+) -> None:
+    """Greedy: each row's numbers against a plain forward pass of transformers over prompt and response.
+
+    What was cut off is scored as it stands, or with EOS behind it where the reward reads it so.
+    """
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
@@ -92,8 +98,13 @@ def test_scores_and_logprobs_are_those_of_the_models(tmp_path: Path, models: Pat
     )
 
     rows = rows_of(
-        tmp_path, models, "generate.temperature=0", f"generate.init.reward={models / 'reward'}"
+        tmp_path,
+        models,
+        "generate.temperature=0",
+        f"generate.init.reward={models / 'reward'}",
+        f"reward_source.parts.learned.end_with_eos={end_with_eos}",
     )
+    assert not all(row["ended"] for row in rows)
     tokenizer = AutoTokenizer.from_pretrained(models / "policy")
     policy = AutoModelForCausalLM.from_pretrained(models / "policy").eval()
     scorer = AutoModelForSequenceClassification.from_pretrained(models / "reward").eval()
@@ -113,31 +124,9 @@ def test_scores_and_logprobs_are_those_of_the_models(tmp_path: Path, models: Pat
             tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True) == row["response"]
         )
         assert row["logprob"] == pytest.approx(total, abs=1e-3)
+        if end_with_eos and not row["ended"]:
+            ids = torch.cat([ids, torch.tensor([[tokenizer.eos_token_id]])], 1)
         with torch.no_grad():
-            assert row["score"] == pytest.approx(float(scorer(ids).logits), abs=1e-4)
-
-
-def test_a_score_reads_eos_behind_what_was_cut_off_where_the_reward_does(
-    tmp_path: Path, models: Path
-) -> None:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    ends = "reward_source.parts.learned.end_with_eos=true"
-    score = f"generate.init.reward={models / 'reward'}"
-    rows = rows_of(tmp_path, models, "generate.max_response_tokens=3", score, ends)
-    tokenizer = AutoTokenizer.from_pretrained(models / "policy")
-    scorer = AutoModelForSequenceClassification.from_pretrained(models / "reward").eval()
-    cut = [row for row in rows if not row["ended"]]
-    assert cut
-    for row in cut:
-        prompt = tokenizer.apply_chat_template(
-            row["prompt"], add_generation_prompt=True, return_dict=False
-        )
-        said = tokenizer(row["response"], add_special_tokens=False).input_ids
-        if len(said) != row["response_tokens"]:  # half a character: its text has other tokens
-            continue
-        with torch.no_grad():
-            ids = torch.tensor([[*prompt, *said, tokenizer.eos_token_id]])
             assert row["score"] == pytest.approx(float(scorer(ids).logits), abs=1e-4)
 
 
