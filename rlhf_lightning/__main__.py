@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,22 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     from rlhf_lightning.pipeline import run_task
 
     hydra_config = HydraConfig.get()
-    launcher = hydra_config.runtime.choices.get("hydra/launcher")
-    if hydra_config.mode == RunMode.RUN and str(launcher).startswith("slurm"):
-        raise UserError(
-            f"hydra/launcher={launcher} must be used with -m, got a single run, which no launcher starts"
-        )
+    if hydra_config.mode == RunMode.RUN:
+        _refuse_what_a_single_run_ignores(hydra_config.runtime.choices)
     overrides = [str(item) for item in HydraConfig.get().overrides.task]
     return run_task(root, overrides=overrides)
+
+
+IN_A_SINGLE_RUN = {"hydra/launcher": ("basic",), "hydra/sweeper": ("basic", "local")}
+"""Group → the options that stand there by default; a single run uses none."""
+
+
+def _refuse_what_a_single_run_ignores(choices: Mapping[str, Any]) -> None:
+    for key, defaults in IN_A_SINGLE_RUN.items():
+        if choices.get(key) not in (None, *defaults):
+            raise UserError(
+                f"{key}={choices[key]} must be used with -m, got a single run, which has none"
+            )
 
 
 def job(cfg: DictConfig) -> dict[str, Any] | None:
@@ -165,6 +174,12 @@ def _quoted(item: str) -> str:
     return f'{key}="{escaped}{escaped[len(escaped) - tail :]}"'
 
 
+def flags_first(argv: list[str]) -> list[str]:
+    """`task=sft -m seed=0,1` as `-m task=sft seed=0,1`: Hydra reads no override after a flag that follows one."""
+    flags = [item for item in argv if item in ("-m", "--multirun")]
+    return [*flags, *(item for item in argv if item not in flags)]
+
+
 def _choose_how_threads_wait() -> None:
     """OpenMP's threads spin where the machine is idle, and sleep where others use it; the user's own word counts.
 
@@ -183,7 +198,7 @@ def main() -> None:
     _choose_how_threads_wait()
     full_error = _users_full_error == "1"
     compose.register()
-    sys.argv[1:] = saved_config_first(quoted_prompt(sys.argv[1:]))
+    sys.argv[1:] = flags_first(saved_config_first(quoted_prompt(sys.argv[1:])))
     _failures.clear()
     try:
         with _full_error("1"):

@@ -34,6 +34,10 @@ OWNED_TRAINER_KEYS = {
     "logger": "use the group logger",
     "strategy": "use the group strategy",
     "default_root_dir": "use run_dir or outputs",
+    "plugins": "the group strategy brings what it needs",
+    "barebones": "a run has logs and checkpoints",
+    "enable_model_summary": "each stage says its parameters itself",
+    "log_every_n_steps": "every step is logged",
     "enable_checkpointing": "use <stage>.checkpoint_every",
     "use_distributed_sampler": "the data module shares rows out itself",
     "reload_dataloaders_every_n_epochs": "the data module does it itself",
@@ -89,7 +93,8 @@ def require_logger_packages(loggers: Mapping[str, Any] | None) -> None:
         package = LOGGER_PACKAGES.get((node or {}).get("_target_", "").rsplit(".", 1)[-1])
         if package is not None and find_spec(package) is None:
             raise UserError(
-                f"logger.{key} must have its package installed, got no module named {package!r}"
+                f"logger.{key} must have its package installed, got no module named {package!r}:"
+                f" pip install {package}"
             )
 
 
@@ -98,7 +103,7 @@ def require_strategy_package(strategy: StrategyConfig) -> None:
     if strategy.name.startswith("deepspeed") and find_spec("deepspeed") is None:
         raise UserError(
             f"strategy={strategy.name} must have its package installed, got no module named 'deepspeed':"
-            " pip install 'rlhf-lightning[deepspeed]'"
+            " pip install -e '.[deepspeed]'"
         )
 
 
@@ -150,6 +155,11 @@ def _check_node(node: Any, where: str) -> None:
 
 def _check_optimizer(node: Any, where: str) -> None:
     _check_node(node, where)
+    target = node["_target_"]
+    if "." not in target or "params" not in signature(target).parameters:
+        raise UserError(
+            f"{where}._target_ must be the import path of an optimizer (torch.optim.AdamW), got {target!r}"
+        )
     lr = node.get("lr")
     if lr is not None and (isinstance(lr, str) or not lr > 0):
         raise UserError(f"{where}.lr must be > 0, got {lr!r}")

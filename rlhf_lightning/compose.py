@@ -16,6 +16,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 
@@ -85,6 +86,22 @@ def register() -> None:
     # Hydra copies its repository, this one store with it, for every group that it looks at: `--help` took twice as long
     vars(store)["__deepcopy__"] = lambda _memo: store
     store.store("schema", schema, provider="rlhf")
+
+
+def config_flags() -> list[str]:
+    """`--config-dir` and `--config-name` as the running command line has them, for a command that is like it."""
+    if not HydraConfig.initialized():
+        return []
+    hydra = HydraConfig.get()
+    main, added = (
+        next((s.path for s in hydra.runtime.config_sources if s.provider == provider), None)
+        for provider in ("main", "command-line")
+    )
+    name = str(hydra.job.config_name)
+    if main != str(conf_dir()):
+        return ["--config-dir", str(main), "--config-name", name]
+    flags = ["--config-dir", str(added)] if added else []
+    return flags if name == "config" else [*flags, "--config-name", name]
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

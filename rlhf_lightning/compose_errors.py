@@ -17,7 +17,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from rlhf_lightning.binding import suggestion
+from rlhf_lightning.binding import OWNED_TRAINER_KEYS, suggestion
 from rlhf_lightning.errors import RunFailed, UserError
 
 
@@ -75,13 +75,24 @@ def _flat(text: object) -> str:
     return " ".join(str(text).split())
 
 
+OWN = {
+    "model/": "a model of the hub or a folder: model=hf model.path",
+    "mix/": "a file or folder of yours: mix=files mix.sources.mine.path",
+}
+"""Group → how to name what is no preset."""
+
+
 def _missing_option(error: MissingConfigException) -> str:
     path = (error.missing_cfg_file or "").removesuffix(".yaml")
     group, _, got = path.rpartition("/")
+    if path.startswith(tuple(OWN)):
+        group, _, got = path.partition("/")
     if not error.options or not group:
         return _flat(error)
     options = sorted(error.options)
     hint = suggestion(got, options)
+    if not hint and f"{group}/" in OWN:
+        hint = f"; {OWN[f'{group}/']}={got}"
     return f"{group} must be one of {', '.join(options)}, got {got!r}{hint}"
 
 
@@ -93,6 +104,11 @@ def _bad_group_value(overrides: Sequence[str]) -> str:
         key, _, value = override.partition("=")
         group = key.partition("@")[0]
         options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+        if key == "lora" and value == "null":
+            without = " ".join(f"{stage}.lora=null" for stage in ("sft", "reward", "ppo"))
+            return (
+                f"lora must be one of {', '.join(options)}, got null; without adapters: {without}"
+            )
         if group and options and value not in options:
             return f"{key} must be one of {', '.join(options)}, got {value!r}{suggestion(value, options)}"
     return "a group's option must be the name of one of its files, got a number, null or a dict"
@@ -195,10 +211,24 @@ def _known_keys() -> tuple[str, ...]:
     return tuple(sorted({".".join(p[: i + 1]) for p in parts for i in range(len(p))}))
 
 
+ELSEWHERE = {
+    "resume": "the same command continues a run",
+    "ckpt_path": "the same command continues a run",
+    "n_trials": "did you mean hydra.sweeper.n_trials, with -m hydra/sweeper=optuna?",
+    "trainer.gpus": "did you mean trainer.devices?",
+    "mix.path": "a file of yours: mix=files mix.sources.mine.path=...",
+} | {f"trainer.{key}": how for key, how in OWNED_TRAINER_KEYS.items()}
+"""What people know from other tools → what it is called here."""
+
+
 def _similar_key(key: str) -> str:
+    if key in ELSEWHERE:
+        return f"; {ELSEWHERE[key]}"
     known = _known_keys()
     last = key.rpartition(".")[2]
     same_name = [k for k in known if k.rpartition(".")[2] == last]
+    near = [k for k in same_name if k.partition(".")[0] == key.partition(".")[0]]
+    same_name = near or same_name
     if same_name and key not in known:
         return f"; did you mean {' or '.join(same_name[:3])}?"
     siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]

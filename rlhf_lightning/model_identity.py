@@ -18,15 +18,17 @@ from rlhf_lightning.runs.identity import plain, sha256_file, sha256_tree
 
 def require_local_folder(path: str, key: str) -> None:
     """Raises: UserError if `path` is written as a place on this machine and has no model."""
-    local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    local = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()
     if local and not (Path(path) / "config.json").is_file():
         if Path(path) == cached(OFFLINE):
             raise UserError(
                 f"{key} must be there first: make offline-model (or python -m rlhf_lightning.offline_model),"
                 f" got nothing in {path!r}"
             )
+        own = Path(path) / "artifact"
+        hint = f"; did you mean {str(own)!r}?" if (own / "config.json").is_file() else ""
         raise UserError(
-            f"{key} must be a hub id or a folder with a model, got {path!r}, which has no config.json"
+            f"{key} must be a hub id or a folder with a model, got {path!r}, which has no config.json{hint}"
         )
 
 

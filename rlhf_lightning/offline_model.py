@@ -87,9 +87,7 @@ def _convert(weights: Path, folder: Path) -> None:
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise UserError(
-            "the package gguf must be installed: pip install rlhf-lightning[offline]"
-        ) from None
+        raise UserError("the package gguf must be installed: pip install -e '.[offline]'") from None
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.pad_token = PAD
     plain = GgufConfig(dequantize=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.binding import require_logger_packages, require_strategy_package
-from rlhf_lightning.compose import build, saved_config
+from rlhf_lightning.compose import build, config_flags, saved_config
 from rlhf_lightning.config import PipelineConfig, RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.needs import require_records
@@ -117,8 +117,9 @@ def explain(
     root: RootConfig, plans: Sequence[StagePlan], overrides: Sequence[str]
 ) -> dict[str, float]:
     """`dry_run=true`: whether each stage is reused, continued, new or refused; what differs from the nearest run."""
+    planned = {plan.path for plan in plans}
     for plan in plans:
-        for missing in [] if root.task == "pipeline" else missing_parents(plan):
+        for missing in (parent for parent in missing_parents(plan) if parent.path not in planned):
             print(f"{missing.label:<18} {'missing':<10} {_command(missing, overrides)}")
         print(f"{plan.label:<18} {state(plan):<10} {plan.path}")
         if state(plan) == "new":
@@ -177,10 +178,16 @@ def _mark_latest(outputs: str, path: Path) -> None:
 
 def _command(plan: StagePlan, overrides: Sequence[str]) -> str:
     dropped = ("task=", "run_dir=", "dry_run=", "reward_source.member=")
-    dropped += ("input=", "output=", "prompt=")
+    dropped += ("input=", "output=", "prompt=", "pipeline.only=", "pipeline.launch=")
     kept = [item for item in overrides if not item.startswith(dropped)]
-    member = [f"reward_source.member={plan.member}"] if plan.member else []
-    return shlex.join(["rlhf", f"task={plan.task}", *kept, *member])
+    first = stage_name(plan.task, 1)
+    # what only the chain knows: a later round, a member, a stage of the reward model's size
+    task = (
+        [f"task={plan.task}"]
+        if _place(plan) == first
+        else ["task=pipeline", f"pipeline.only={_place(plan)}"]
+    )
+    return shlex.join(["rlhf", *config_flags(), *task, *kept])
 
 
 def run_stage(plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence[str]) -> Run:

@@ -6,10 +6,11 @@ single stage, and shares SFT and reward between the jobs of a sweep: equal ident
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from rlhf_lightning.config import ModelConfig, RewardPartConfig, RootConfig, process_count
 from rlhf_lightning.config.reward_source import role_of
@@ -57,6 +58,23 @@ class StagePlan:
         return self.folder or run_path(self.root.outputs, self.task, self.name, self.identity)
 
 
+P = ParamSpec("P")
+Plan = Callable[Concatenate["Planner", P], StagePlan]
+
+
+def once(plan: Plan[P]) -> Plan[P]:
+    """A stage is planned once, however many others start from it: rounds and members would multiply."""
+
+    @wraps(plan)
+    def planned(self: Planner, *args: P.args, **kwargs: P.kwargs) -> StagePlan:
+        key = canonical_json([plan.__name__, args, kwargs])
+        if key not in self._requests:
+            self._requests[key] = plan(self, *args, **kwargs)
+        return self._requests[key]
+
+    return planned
+
+
 class Planner:
     """Plans stages of one command line; equal requests give the same plan."""
 
@@ -67,6 +85,8 @@ class Planner:
         self.folder = folder
         """Where all stages of a pipeline lie, if the user said so."""
         self._made: dict[tuple[str, int, str, int], StagePlan] = {}
+        self._requests: dict[str, StagePlan] = {}
+        self._artifacts: dict[tuple[str, str], Artifact] = {}
 
     def pipeline(self) -> list[StagePlan]:
         """All stages in the order in which they can run."""
@@ -87,12 +107,14 @@ class Planner:
         plan = getattr(self, task)()
         return replace(plan, folder=Path(self.root.run_dir)) if self.root.run_dir else plan
 
+    @once
     def pretrain(self, model: ModelConfig | None = None) -> StagePlan:
         init = self.root.pretrain.init.policy
         stages = ("pretrain", "sft", "ppo")
         parents = self._given("init", init, "pretrain.init.policy", stages, model)
         return self._plan("pretrain", parents, model=model)
 
+    @once
     def sft(self, model: ModelConfig | None = None) -> StagePlan:
         init = self.root.sft.init.policy
         stages = ("pretrain", "sft", "ppo")
@@ -101,6 +123,7 @@ class Planner:
             parents["init"] = self.pretrain(model)
         return self._plan("sft", parents, model=model)
 
+    @once
     def reward(self, round_: int = 1, member: int | None = None) -> StagePlan:
         """One reward model; of an ensemble, that of `member` (None: the one that the settings name)."""
         member = self.root.reward_source.member if member is None else member
@@ -126,6 +149,7 @@ class Planner:
             parents["policy"] = current
         return self._plan("reward", parents, model=hp.model, round_=round_, member=member)
 
+    @once
     def ppo(self, round_: int = 1) -> StagePlan:
         init = self.root.ppo.init
         policy = self._given("policy", init.policy, "ppo.init.policy", ("pretrain", "sft", "ppo"))
@@ -195,7 +219,9 @@ class Planner:
         """The artifact that the user named; `model` is what it is loaded as, None being the command's own."""
         if path is None or path == "none":
             return {}
-        artifact = resolve_artifact(path, stages=stages, key=key)
+        if (path, key) not in self._artifacts:  # all of its weights are read
+            self._artifacts[path, key] = resolve_artifact(path, stages=stages, key=key)
+        artifact = self._artifacts[path, key]
         model = model or self.root.model
         config, ours = load_config(artifact), model.context_length
         longest = config.get("max_position_embeddings", config.get("n_positions"))
@@ -245,6 +271,9 @@ class Planner:
             node |= {"known": known} if known else {}
             own = sorted(n for n in root.evaluate.models if f"models.{n}" not in parents)
             node |= {"own_weights": own} if own else {}
+        if task == "reward":
+            ranks = parts_identity(root.reward.rank_by, "reward.rank_by")
+            node |= {"rank_by": ranks}
         mix = plain(root.mix)
         mix.pop("root")  # a place, like a source's path
         for source in mix["sources"].values():
@@ -264,6 +293,9 @@ class Planner:
         if task in ("reward", "evaluate"):  # these choose their prompts by PPO's limit
             identity["max_prompt_tokens"] = root.ppo.max_prompt_tokens
         if task in ("ppo", "evaluate"):
+            if root.reward.model is not None and isinstance(parents.get("reward"), Artifact):
+                # one that is planned says how it is loaded
+                identity["reward_model"] = model_identity(root.reward.model)
             parts = root.reward_source.parts
             if parts != {"learned": RewardPartConfig(kind="learned")}:  # then the parent says it
                 identity["reward_source"] = parts_identity(parts, "reward_source.parts")

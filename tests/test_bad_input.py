@@ -82,8 +82,19 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path, key: str) -> None:
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    line = refused(tmp_path, f"model.path={tmp_path / 'nowhere'}")
+    line = refused(tmp_path, "model=hf", f"model.path={tmp_path / 'nowhere'}")
     assert line.startswith("model.path must be a hub id or a folder with a model, got ")
+
+
+def test_a_folder_without_a_model_is_no_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "mine"
+    (run / "artifact").mkdir(parents=True)
+    (run / "artifact" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    line = refused(tmp_path / "out", "model=hf", "model.path=mine")
+    assert line.endswith("'mine', which has no config.json; did you mean 'mine/artifact'?")
 
 
 # ---- artifacts

@@ -65,6 +65,29 @@ def test_a_schedule_is_swapped_in_one_place(schedule: str) -> None:
     assert checked(f"schedule@ppo.schedule={schedule}").ppo.schedule.name == schedule
 
 
+@pytest.mark.parametrize("preset", ["default", "instructgpt", "tldr"])
+def test_a_schedule_is_swapped_whatever_the_preset(preset: str) -> None:
+    assert checked(f"ppo={preset}", "schedule@ppo.schedule=cosine").ppo.schedule.name == "cosine"
+
+
+def test_the_papers_presets_choose_their_schedule() -> None:
+    instructgpt = checked("ppo=instructgpt").ppo.schedule
+    assert (instructgpt.name, instructgpt.warmup_fraction) == ("constant", 0.02)
+    assert checked("ppo=tldr").ppo.schedule.name == "linear"
+
+
+def test_only_the_stages_of_the_command_must_divide_among_processes() -> None:
+    many = ["strategy=ddp", "trainer.devices=16"]
+    assert checked("task=ppo", *many).reward.global_batch_size == 8
+    with pytest.raises(UserError, match=r"reward.global_batch_size must be a multiple of the 16"):
+        checked(*many)
+    assert checked("reward_source=model", "reward_source.parts.model.path=a/b", *many)
+
+
+def test_a_model_of_the_evaluation_is_skipped() -> None:
+    assert list(checked("evaluate.models.base=skip").evaluate.models) == ["sft", "ppo"]
+
+
 def test_the_reward_model_takes_another_size() -> None:
     assert checked().reward.model is None
     root = checked("model@reward.model=small")
@@ -95,10 +118,16 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
             ["experiment=debgu"],
             "sentiment_gpt, got 'debgu'; did you mean debug?",
         ),
+        (["model=org/name"], "got 'org/name'; a model of the hub or a folder: model=hf model.path=org/name"),
+        (["mix=my.jsonl"], "got 'my.jsonl'; a file or folder of yours: mix=files mix.sources.mine.path=my.jsonl"),
+        (["lora=null"], "attention, default, got null; without adapters: sft.lora=null reward.lora=null ppo.lora=null"),
         (["optimizer@sft.optimiser=sgd"], "did you mean optimizer@sft.optimizer?"),
         # unknown key on the command line
         (["ppo.kl_coeff=1"], "ppo.kl_coeff must be a known setting, got an unknown key; did you mean ppo.kl_coef?"),
         (["kl_coef=1"], "did you mean ppo.kl_coef?"),
+        (["sft.lr=1"], "got an unknown key; did you mean sft.optimizer.lr?"),
+        (["resume=true"], "got an unknown key; the same command continues a run"),
+        (["trainer.max_epochs=3"], "got an unknown key; ppo.iterations, reward.prompts, sft.examples and epochs say"),
         (["tsk=ppo"], "did you mean task?"),
         (["+foo=1"], "foo must be a known setting"),
         (["+ppo.kl_coeff=1"], "ppo.kl_coeff must be a known setting, got an unknown key; did you mean kl_coef?"),
@@ -106,6 +135,11 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
         # unknown key in a `_target_` node, and in what else is foreign
         (["+sft.optimizer.lrr=1"], "sft.optimizer.lrr must be a parameter of torch.optim.AdamW, got 'lrr'; did you mean lr?"),
         (["+logger.tensorboard.nam=x"], "logger.tensorboard.nam must be a parameter of"),
+        (["+trainer.log_every_n_steps=10"], "trainer.log_every_n_steps must not be set here, got 10: every step is logged"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator must be one of auto, cpu, gpu, cuda, got 'tpu'"),
+        (["ppo.optimizer._target_=adamw"], "ppo.optimizer._target_ must be the import path of an optimizer"),
+        (["ppo.optimizer._target_=json.dumps"], "ppo.optimizer._target_ must be the import path of an optimizer"),
+        (["model.path=x"], "model.path must be null where model.architecture has a shape of its own"),
         (["+trainer.acelerator=cpu"], "did you mean accelerator?"),
         (["model.architecture.hiden_size=3"], "model.architecture.hiden_size must be a parameter of LlamaConfig"),
         (["model.architecture.model_type=lama"], "did you mean llama?"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rlhf_lightning.__main__ as entry
-from rlhf_lightning.__main__ import quoted_prompt, saved_config_first
+from rlhf_lightning.__main__ import flags_first, quoted_prompt, saved_config_first
 from rlhf_lightning.compose import compose, conf_dir
 
 CONFIG_ERROR_LIMIT_S = 6.0
@@ -66,7 +66,7 @@ def test_a_run_gets_the_checked_config_before_anything_heavy_is_imported(tmp_pat
         (["seed=7"], 2, "error: data is empty"),
         (["seed=8"], 1, "error: loss is NaN"),
         (["seed=9"], 143, "rlhf: stopped by SIGTERM; the same command continues"),
-        (["model=nope"], 2, "error: model must be one of gpt2, gpt2_xl, "),
+        (["model=nope"], 2, "error: model must be one of debug, gpt2, "),
         (["ppo.kl_coef=-1"], 2, "error: ppo.kl_coef must be >= 0, got -1.0"),
         (["-m", "seed=9,1"], 143, "rlhf: stopped by SIGTERM; the same command continues"),
     ],
@@ -194,6 +194,11 @@ def test_only_a_folder_with_the_named_config_becomes_the_main_one(tmp_path: Path
     other = ["--config-dir", str(tmp_path), "--config-name", "other"]
     assert saved_config_first(other) == other
     assert saved_config_first(["seed=1"]) == ["seed=1"]
+
+
+def test_a_flag_may_stand_among_the_overrides() -> None:
+    assert flags_first(["task=sft", "-m", "seed=0,1"]) == ["-m", "task=sft", "seed=0,1"]
+    assert flags_first(["task=sft", "seed=0"]) == ["task=sft", "seed=0"]
 
 
 @pytest.mark.parametrize(

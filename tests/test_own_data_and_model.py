@@ -126,6 +126,27 @@ def test_every_artifact_has_the_tokenizer_with_pad_and_template(overrides: list[
         assert tokenizer.eos_token == "</s>" and tokenizer.chat_template
 
 
+def test_pairs_alone_and_a_model_that_was_instructed_by_others(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    """The README's command: no SFT, both reward model and policy from the model's own weights."""
+    pairs = [
+        {"prompt": question, "chosen": f"It is {answer}.", "rejected": "No idea."}
+        for question, answer in questions()
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    own = [o for o in overrides if not o.startswith(("outputs=", "mix.sources.", "sft."))]
+    starts = ["reward.init.policy=none", "ppo.init.policy=none"]
+    evaluated = ["evaluate.models.sft=none", "evaluate.models.base=skip"]
+    mine = [f"mix.sources.mine.path={tmp_path / 'pairs.jsonl'}", f"outputs={tmp_path / 'outputs'}"]
+    metrics = rlhf_here(*own, *mine, *starts, *evaluated)
+    assert sorted(p.name for p in (tmp_path / "outputs").iterdir()) == [
+        "evaluate", "latest", "pipeline", "ppo", "reward",
+    ]  # fmt: skip
+    assert abs(metrics["sft/kl_k1"]) < 1e-3 and metrics["ppo/episodes"] == 2 * 16
+    assert not any(name.startswith("base/") for name in metrics)
+
+
 def test_sft_from_the_models_own_weights(tmp_path: Path) -> None:
     # with random weights of the built-in size there is no pretraining to start from
     metrics = rlhf_here(f"outputs={tmp_path}", "task=sft", "sft.init.policy=none")

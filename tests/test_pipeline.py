@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -129,7 +130,8 @@ def test_a_logger_without_its_package_is_refused_before_anything_is_written(
     given = [f"outputs={tmp_path}", "task=pretrain", *([how] if how else [])]
     with pytest.raises(
         UserError,
-        match=r"^logger\.wandb must have its package installed, got no module named 'wandb'$",
+        match=r"^logger\.wandb must have its package installed, got no module named 'wandb':"
+        r" pip install wandb$",
     ):
         rlhf_here(*given, "logger=wandb")
     assert list(tmp_path.iterdir()) == []
@@ -217,6 +219,34 @@ def test_a_stage_without_its_parents_names_the_command(tmp_path: Path) -> None:
     ):
         rlhf_here(f"outputs={tmp_path}", "task=sft", "seed=5")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["task=reward", "model@reward.model=nano"],
+        ["task=evaluate", "pipeline.rounds=2", "reward_source=ensemble"],
+        ["pipeline.only=round-1/ppo"],
+    ],
+    ids=["another size", "a later round", "a part of the chain"],
+)
+def test_each_command_that_is_named_makes_the_run_that_is_missing(
+    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = []
+    while True:
+        rlhf_here(f"outputs={tmp_path}", "dry_run=true", *overrides)
+        *missing, stage = (
+            found for line in capsys.readouterr().out.splitlines()
+            if (found := re.match(r"(.*\S) +(missing|new) +(\S.*)", line))
+        )  # fmt: skip
+        assert not named or stage[1] == named[-1]
+        if not missing:
+            break
+        named.append(missing[-1][1])
+        assert len(named) < 12, named
+        overrides = shlex.split(missing[-1][3])[1:]
+    assert named
 
 
 def test_run_dir_holds_all_stages_and_refuses_another_run(

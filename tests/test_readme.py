@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -73,6 +74,7 @@ def here(
     first = only(finished_pipeline / "pipeline")
     (tmp_path / "outputs" / "latest").symlink_to(first)
     _write_folder(tmp_path / "my_folder")
+    shutil.copy(tmp_path / "my_folder" / "ranked.jsonl", tmp_path / "my_pairs.jsonl")
     for code in SNIPPETS:
         name = re.match(r"# (\w+\.py)\n", code)
         if name:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning import compose
+from rlhf_lightning import plan as plan_module
 from rlhf_lightning.config import RootConfig
 from rlhf_lightning.config.reward_source import role_of
 from rlhf_lightning.errors import UserError
@@ -205,6 +206,48 @@ def test_a_reward_model_of_another_size_is_held_to_its_own_context(tmp_path: Pat
         match=r"^reward.model.context_length must be <= 128, the context of ppo.init.reward=.*, got 256$",
     ):
         planner(*given).ppo()
+
+
+def test_how_a_named_reward_model_is_loaded_counts(tmp_path: Path) -> None:
+    folder = saved(tmp_path, llama(), their_tokenizer())
+    given = [f"ppo.init.reward={folder}", "model@reward.model=small", "ppo.max_prompt_tokens=64"]
+    given += ["reward.model.context_length=128", "model.context_length=200"]
+    hashes = {
+        run_hash(planner(*given, f"reward.model.dtype={dtype}").ppo().identity)
+        for dtype in ("float32", "bfloat16")
+    }
+    assert len(hashes) == 2
+
+
+def test_a_file_of_the_function_that_ranks_counts_by_its_content(tmp_path: Path) -> None:
+    lexicon = tmp_path / "lexicon.txt"
+    lexicon.write_text("good\t1.9\n")
+    ranked = ["reward.rank_by.mine.target=rlhf_lightning.rewards.known.LexiconSentiment"]
+    ranked += [f"reward.rank_by.mine.args.path={lexicon}"]
+    hashes = []
+    for value in ("1.9", "2.0"):
+        lexicon.write_text(f"good\t{value}\n")
+        hashes.append(run_hash(planner(*ranked).reward().identity))
+    assert hashes[0] != hashes[1]
+
+
+def test_a_chain_of_rounds_is_planned_once_and_a_given_model_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path, llama(), their_tokenizer())
+    read, planned = [], []
+    find, plan = plan_module.resolve_artifact, Planner._plan
+    monkeypatch.setattr(
+        plan_module, "resolve_artifact", lambda path, **k: read.append(path) or find(path, **k)
+    )
+    monkeypatch.setattr(
+        Planner, "_plan", lambda self, *a, **k: planned.append(a) or plan(self, *a, **k)
+    )
+    short = ["model.context_length=128", "ppo.max_prompt_tokens=64", "sft.max_length=128"]
+    many = ["pipeline.rounds=4", "reward_source=ensemble", f"sft.init.policy={folder}"]
+    stages = planner(*many, *short).pipeline()
+    assert len(read) == 1
+    assert len(planned) < 2 * len(stages)
 
 
 # ---- whole runs

@@ -56,7 +56,7 @@ def test_what_cannot_be_is_refused_with_its_key(overrides: list[str], message: s
 
 def test_deepspeed_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binding, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'rlhf-lightning\[deepspeed\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[deepspeed\]'"):
         binding.require_strategy_package(root("strategy=deepspeed_zero3").strategy)
     binding.require_strategy_package(root("strategy=fsdp2").strategy)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
 
 from rlhf_lightning.callbacks.log import drop_after
 from rlhf_lightning.callbacks.random_state import random_state, set_random_state
@@ -44,9 +45,10 @@ class Checkpointing(pl.Callback):
     the global random states and the last step that was logged. Generators that a module owns belong in the module's
     own `on_save_checkpoint`. Give every DataLoader a generator of its own: `iter(loader)` draws from the global one.
     Install the signal handlers that fill `stop` before `fit`. Register this callback last, so that the states of
-    other callbacks are those after the step.
+    other callbacks are those after the step. A validation of its own (`trainer.validate`) saves nothing: outside of
+    `fit` Lightning has no place in the data to write down.
 
-    Raises (in training): Interrupted, once the checkpoint of a requested stop is on disk.
+    Raises: Interrupted, in training once the checkpoint of a requested stop is on disk, else at once.
     """
 
     def __init__(self, folder: Path | str, every: int, stop: Stop | None = None) -> None:
@@ -65,7 +67,7 @@ class Checkpointing(pl.Callback):
         """Remember how far the logs have come (called by `log_metrics`)."""
         self._logged = max(self._logged, step)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -89,8 +91,25 @@ class Checkpointing(pl.Callback):
         if self._waiting and not _validation_follows(trainer):
             self._save(trainer)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_signals_back()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._obey()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking and (self._waiting or self._requested() is not None):
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if self._waiting or self._requested() is not None:
             self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,8 +135,8 @@ class Checkpointing(pl.Callback):
         return largest(own or 0) or None
 
     def _take_signals_back(self) -> None:
-        # Lightning has put handlers of its own in front since on_fit_start: its SIGTERM leaves a validation half-way
-        # without a checkpoint, its SLURM handler requeues. It restores the old ones after the run itself.
+        # Lightning has put handlers of its own in front since `setup`: its SIGTERM leaves a validation half-way without
+        # a checkpoint and exits with 0, its SLURM handler requeues. It restores the old ones after the run itself.
         if self.stop is not None and threading.current_thread() is threading.main_thread():
             for signum, handler in self._handlers.items():
                 if callable(handler):
@@ -125,8 +144,11 @@ class Checkpointing(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._waiting = False
-        signum = self._requested()
         save_checkpoint(trainer, self.folder)
+        self._obey()
+
+    def _obey(self) -> None:
+        signum = self._requested()
         if signum is not None:
             # Raising is enough: Lightning calls on_exception, flushes the loggers and passes it on. should_stop
             # would run a validation first and then end `fit` as if all had been done.

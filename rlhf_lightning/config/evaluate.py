@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from rlhf_lightning.config.checks import require
 from rlhf_lightning.config.reward_source import RewardPartConfig
 
+SKIP = "skip"
+"""In `evaluate.models`: a preset's model that is not wanted. Hydra cannot take an entry away."""
+
 
 @dataclass
 class EvaluateConfig:
@@ -16,7 +19,7 @@ class EvaluateConfig:
         default_factory=lambda: {"base": None, "sft": None, "ppo": None}
     )
     """Name → run directory, artifact or Hugging Face folder, `none` (the model's own weights); null: the run of that
-    stage, base being what SFT started from."""
+    stage, base being what SFT started from; `skip`: not this one."""
     reward: str | None = None
     """Reward model of the learned part of reward_source; null: the one that PPO was trained against."""
     known: dict[str, RewardPartConfig] = field(default_factory=dict)
@@ -36,6 +39,7 @@ class EvaluateConfig:
     """Divides the logits in sampling, and in the log-probabilities of KL. 1: the policy itself, as PPO trains it."""
 
     def __post_init__(self) -> None:
+        self.models = {name: model for name, model in self.models.items() if model != SKIP}
         for key in ("prompts", "batch_size", "max_response_tokens"):
             require(getattr(self, key) >= 1, f"evaluate.{key}", ">= 1", getattr(self, key))
         require(self.temperature > 0, "evaluate.temperature", "> 0", self.temperature)

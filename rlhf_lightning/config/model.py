@@ -59,6 +59,12 @@ class ModelConfig:
             self.vocab_size,
         )
         require(
+            self.path is None or not self.architecture,
+            "model.path",
+            "null where model.architecture has a shape of its own (say model=hf model.path=...)",
+            self.path,
+        )
+        require(
             self.path is not None or "model_type" in self.architecture,
             "model.path",
             "a hub id or folder where model.architecture.model_type is absent",

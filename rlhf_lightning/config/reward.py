@@ -16,7 +16,7 @@ from rlhf_lightning.config.training import InitConfig, ScheduleConfig
 class RewardConfig:
     """The reward model: K-wise loss over all pairs of one prompt.
 
-    conf/reward/*.yaml override some of these: reward=default has 2000 prompts in batches of 8 (nano).
+    conf/reward/*.yaml override some of these: reward=default has 3200 prompts in batches of 8 (nano).
     """
 
     init: InitConfig = field(default_factory=InitConfig)

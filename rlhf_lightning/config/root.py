@@ -125,7 +125,7 @@ def cross_check(root: RootConfig) -> None:
         f"<= model.context_length={context}",
         ppo.max_prompt_tokens + root.evaluate.max_response_tokens,
     )
-    for stage in ("pretrain", "sft"):
+    for stage in trained_stages(root).intersection(("pretrain", "sft")):
         length = getattr(root, stage).max_length
         require(
             length <= context, f"{stage}.max_length", f"<= model.context_length={context}", length
@@ -213,14 +213,31 @@ def _check_zero3(root: RootConfig) -> None:
         require(refresh is None, "ppo.reference_refresh_every", rule, refresh)
 
 
+def trained_stages(root: RootConfig) -> frozenset[str]:
+    """The stages that the command may train: of the others' settings nothing is asked."""
+    if root.task != "pipeline":
+        return frozenset({root.task}).intersection(STAGES)
+    learned = root.reward_source.members > 0 and root.ppo.init.reward is None
+    starts = [root.ppo.init.policy, *([root.reward.init.policy] if learned else [])]
+    starts += [
+        root.evaluate.models[name] for name in ("base", "sft") if name in root.evaluate.models
+    ]
+    sizes = (root.model, root.reward.model or root.model)
+    weights = root.sft.init.policy is not None or all(model.path is not None for model in sizes)
+    needed = {"sft": None in starts, "reward": learned, "ppo": True}
+    needed["pretrain"] = needed["sft"] and not weights
+    return frozenset(stage for stage in STAGES if needed[stage])
+
+
 def _global_batches(root: RootConfig) -> dict[str, int]:
     """Key → size of what is shared among processes."""
+    stages = trained_stages(root)
     sizes = {
         f"{stage}.global_batch_size": getattr(root, stage).global_batch_size
         for stage in ("pretrain", "sft", "reward")
+        if stage in stages
     }
-    ppo = root.ppo
-    return sizes | {
-        "ppo.episodes_per_iteration": ppo.episodes_per_iteration,
-        "ppo.minibatch_size": ppo.minibatch_size,
-    }
+    if "ppo" in stages:
+        sizes["ppo.episodes_per_iteration"] = root.ppo.episodes_per_iteration
+        sizes["ppo.minibatch_size"] = root.ppo.minibatch_size
+    return sizes

@@ -9,6 +9,8 @@ from typing import Any, cast
 from rlhf_lightning.config.checks import require
 
 STRATEGIES = ("single", "ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+"""auto: CUDA where it is, else the CPU."""
 OFFLOADING = ("fsdp2", "deepspeed_zero2", "deepspeed_zero3")
 
 
@@ -65,6 +67,9 @@ def check_processes(strategy: StrategyConfig, trainer: Mapping[str, Any]) -> Non
         rule = "a number of processes on each node, >= 1"
         require(type(devices) is int and devices >= 1, "trainer.devices", rule, devices)
         require(type(nodes) is int and nodes >= 1, "trainer.num_nodes", ">= 1", nodes)
+    accelerator: Any = trainer.get("accelerator", "auto")
+    rule = f"one of {', '.join(ACCELERATORS)}"
+    require(accelerator in ACCELERATORS, "trainer.accelerator", rule, accelerator)
     precision = trainer.get("precision", "32-true")
     allowed, rule = ("32", "32-true", "bf16-mixed"), "32-true or bf16-mixed"
     if strategy.name.startswith("deepspeed"):

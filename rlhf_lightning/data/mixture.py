@@ -153,10 +153,10 @@ class Mixture:
         hook = self._hook(record, "is_refusal")
         return bool(hook and hook(record.get("meta", {}), response))
 
-    def should_refuse(self, record: Mapping[str, Any]) -> bool:
-        """Whether the request should be declined; never where the source does not know."""
-        hook = self._hook(record, "should_refuse")
-        return bool(hook and hook(record.get("meta", {})))
+    def should_refuse(self, record: Mapping[str, Any]) -> bool | None:
+        """Whether the request should be declined; None where the source cannot tell that and a refusal."""
+        hook = self._hook(record, "is_refusal") and self._hook(record, "should_refuse")
+        return bool(hook(record.get("meta", {}))) if hook else None
 
     @property
     def knows_refusals(self) -> bool:

@@ -36,11 +36,12 @@ class Part:
     size: int | None
     """None: endless, of which `read` were read."""
     mix_share: float | None
-    """Share of the mix's records of that kind and split that come from here."""
+    """Share of the mix's records of that kind and split that come from here: in training by weight (until a source was
+    given max_repeats times), held out by size."""
     lengths: dict[str, Lengths]
     """prompt, reply, completion, whole, text → tokens."""
     limits: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """Quantity → (setting, tokens): longer records are left out in training."""
+    """Quantity → (setting, tokens): longer records are left out in training, or cut where the mix says so."""
     duplicates: int = 0
     """Records whose text is that of an earlier one."""
     near_duplicates: int = 0
@@ -112,6 +113,8 @@ class DataReport:
 
     title: str
     parts: Sequence[Part]
+    over_long: str = "drop"
+    """`mix.over_long`: what becomes of longer records in training."""
     removed: Sequence[tuple[str, Any]] = ()
     """What the mix left out, and how many."""
     rows: Sequence[ShownRow] = ()

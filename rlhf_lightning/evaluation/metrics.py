@@ -52,8 +52,8 @@ class Reading:
     """(prompt record, response) → what it asserts, comparable with ==; None: the record has no such answer."""
     is_refusal: Callable[[Record, str], bool] | None = None
     """(prompt record, response) → does it decline?"""
-    should_refuse: Callable[[Record], bool] | None = None
-    """Prompt record → should it be declined?"""
+    should_refuse: Callable[[Record], bool | None] | None = None
+    """Prompt record → should it be declined? None: its source cannot tell, and its responses are not read."""
 
 
 def model_metrics(samples: ModelSamples, reading: Reading | None = None) -> dict[str, float]:
@@ -80,8 +80,9 @@ def model_metrics(samples: ModelSamples, reading: Reading | None = None) -> dict
 def win_rates(samples_by_name: Mapping[str, ModelSamples]) -> dict[str, float]:
     """Win rates of every ordered pair of models by gold total; a tie counts ½.
 
-    The interval is Agresti and Coull's: two wins and two losses are added before the variance is taken, so that
-    500 wins out of 500 still have a width.
+    The half-width is that of Agresti and Coull's interval: two wins and two losses are added before the variance is
+    taken, so that 500 wins out of 500 still have a width. Theirs lies around the rate with those four; here it is given
+    for the rate itself, so that of few prompts (4 of 4: 1 − 0.30) the lower end is too high.
     Raises: ValueError if two models were asked different prompts.
     """
     result: dict[str, float] = {}
@@ -160,7 +161,9 @@ def _refusals(samples: ModelSamples, reading: Reading) -> dict[str, float | None
         return {}
     refused: dict[bool, list[bool]] = {True: [], False: []}
     for record, response in zip(samples.prompts, samples.responses, strict=True):
-        refused[reading.should_refuse(record)].append(reading.is_refusal(record, response))
+        should = reading.should_refuse(record)
+        if should is not None:
+            refused[should].append(reading.is_refusal(record, response))
     return {
         "over_refusal": _mean(refused[False]),
         "missed_refusal": _mean([not x for x in refused[True]]),

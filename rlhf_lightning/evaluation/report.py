@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +157,8 @@ def _known_rows(data: ReportData) -> list[tuple[str, list[dict[str, float | None
     """Known score → mean, gain and p-value of each model; gain and p are against evaluate.reference."""
     prefixes = [f"{model}/known/" for model in _measured(data)]
     found = {k[len(p) :] for p in prefixes for k in data.metrics if k.startswith(p)}
-    scores = sorted(name for name in found if "_vs_" not in name)
+    against = re.compile(f"_(gain|p)_vs_({'|'.join(map(re.escape, data.models))})$")
+    scores = sorted(name for name in found if not against.search(name))
     return [(score, [_known_cell(data, f"{p}{score}") for p in prefixes]) for score in scores]
 
 

@@ -111,7 +111,7 @@ def _draw_axes(ax: Any, scales: dict[str, Scale], gaps: set[str]) -> None:
     for x, (name, scale) in enumerate(scales.items()):
         ax.plot([x, x], [0, 1], color=MUTED, linewidth=1)
         for height, text in scale.ticks():
-            ax.text(x + 0.03, height, text, fontsize=8, color=INK, va="center")
+            ax.text(x + 0.03, height, text, fontsize=8, color=INK, va="center", parse_math=False)
         if name in gaps:
             ax.text(x + 0.03, NOT_SET, "not set", fontsize=8, color=MUTED, va="center")
     names = [name.replace(".", "\n.").replace("/", "\n/") for name in scales]

@@ -128,12 +128,12 @@ def _unwritable(path: Path, key: str, error: OSError) -> UserError:
 
 
 def _has_work(path: Path) -> bool:
-    """Whether something here took work: a checkpoint, an artifact, a link, a run inside."""
+    """Whether something here took work: a checkpoint, an artifact, sampled data, a link, a run inside."""
     for folder, folders, files in os.walk(path):
         here = Path(folder)
         if here != path and (
             "identity.json" in files
-            or (here.name in ("checkpoints", "artifact") and files + folders)
+            or (here.name in ("checkpoints", "artifact", "data") and files + folders)
         ):
             return True
         if any((here / name).is_symlink() for name in folders + files):

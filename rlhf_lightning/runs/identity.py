@@ -99,8 +99,13 @@ class Difference(NamedTuple):
     b: Any
 
     def __str__(self) -> str:
-        a, b = (value if value == ABSENT else canonical_json(value) for value in (self.a, self.b))
+        a, b = (value if value == ABSENT else _short(value) for value in (self.a, self.b))
         return f"{self.key}: {a} → {b}"
+
+
+def _short(value: Any) -> str:
+    """JSON, of a sha256 the first digits."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", canonical_json(value))
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:

@@ -136,7 +136,8 @@ class Run:
         # a JSON string is a YAML scalar too
         lines = "".join(f"- {json.dumps(item, ensure_ascii=False)}\n" for item in overrides)
         write_text(self.hydra_dir / "overrides.yaml", lines or "[]\n")
-        self._metrics = before.get("metrics", {})
+        # of a run that was given up there are curves' last values, which are none of its results
+        self._metrics = {} if before.get("status") == "pruned" else before.get("metrics", {})
         self._started = before.get("started") or _now()
         self._before_s, self._clock = before.get("duration_s", 0.0), time.monotonic()
         self._write("running")

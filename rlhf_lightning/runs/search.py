@@ -84,12 +84,16 @@ def nearest(
 ) -> tuple[RunSummary, list[Difference]] | None:
     """The run of a task that differs in the fewest keys, with those keys: its value → ours.
 
-    The latest of equals; None if the task has no run.
+    Of the runs with the same model and mix, by name; the latest of equals. None if there is none.
     """
     best: tuple[RunSummary, list[Difference]] | None = None
     for run in find_runs(outputs):
-        if run.task == task:
+        if run.task == task and _named(run.identity) == _named(identity):
             found = differences(run.identity, identity)
             if best is None or len(found) <= len(best[1]):
                 best = run, found
     return best
+
+
+def _named(identity: Mapping[str, Any]) -> list[Any]:
+    return [(identity.get(node) or {}).get("name") for node in ("model", "mix")]

@@ -23,7 +23,7 @@ def require_submitit(key: str) -> None:
         import submitit  # noqa: F401
     except ModuleNotFoundError:
         raise UserError(
-            f"{key} must have submitit installed: pip install 'rlhf-lightning[slurm]', got no such package"
+            f"{key} must have submitit installed: pip install -e '.[slurm]', got no such package"
         ) from None
 
 

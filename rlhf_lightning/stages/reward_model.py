@@ -53,7 +53,7 @@ class RewardModule(LightningModule):
         self.hp, self.model, self.make_optimizer = hp, model, optimizer
         self.lr = LearningRate(hp.schedule, total_steps)
         self.val_accuracy = float("nan")
-        self._val: list[tuple[int, int, float, int]] = []
+        self._val: list[tuple[float, int, float, int]] = []
 
     def configure_optimizers(self) -> Optimizer:
         return self.make_optimizer(trained(self.model))
@@ -124,7 +124,7 @@ class RewardModule(LightningModule):
             loss = self.loss(scores, micro, prompts=1)
             if counts:
                 self._val.append(
-                    (int(_right(scores, micro)), len(micro.pairs), float(loss), micro.prompts)
+                    (float(_right(scores, micro)), len(micro.pairs), float(loss), micro.prompts)
                 )
 
     def _micro_batches(self, batch: ComparisonBatch) -> list[ComparisonBatch]:
@@ -152,5 +152,6 @@ class RewardModule(LightningModule):
 
 
 def _right(scores: Tensor, batch: ComparisonBatch) -> Tensor:
-    winner, loser = batch.pairs[:, 0], batch.pairs[:, 1]
-    return (scores[winner] > scores[loser]).sum()
+    """Pairs that the scores order as the labelers did; equal scores count ½, as in `pair_accuracy`."""
+    winner, loser = scores[batch.pairs[:, 0]], scores[batch.pairs[:, 1]]
+    return (winner > loser).sum() + 0.5 * (winner == loser).sum()

@@ -205,7 +205,11 @@ def to_experience(
     statistics = rollout_statistics(rollout) | {
         "rollout/reward": masked_sum(rewards, mask).item() / len(mask),
         "rollout/clipped_scores": clipped,
+        "rollout/score_std": rollout.scores.std(correction=0).item(),
     }
+    if hp.samples_per_prompt > 1:
+        groups = rollout.scores.view(-1, hp.samples_per_prompt)
+        statistics["rollout/score_std_within_prompt"] = groups.var(1).mean().sqrt().item()
     if hp.advantage == "gae":
         explained = explained_variance(rollout.values, returns, mask)
         statistics["ppo/explained_variance"] = float(explained)

@@ -46,10 +46,12 @@ def watched(
 
 
 def weighted_means(parts: list[tuple[dict[str, float], int]]) -> dict[str, float]:
-    """Means over batches of (metrics, size)."""
-    names = {name for metrics, _ in parts for name in metrics}
-    return {
-        name: sum(m[name] * n for m, n in parts if name in m)
-        / sum(n for m, n in parts if name in m)
-        for name in sorted(names)
-    }
+    """Means over batches of (metrics, prompts). Entropy is a mean over tokens, so tokens weigh it."""
+
+    def mean(name: str) -> float:
+        having = [(m, n) for m, n in parts if name in m]
+        of_tokens = name == "val/entropy"
+        sizes = [n * m["val/response_tokens"] if of_tokens else n for m, n in having]
+        return sum(m[name] * size for (m, _), size in zip(having, sizes, strict=True)) / sum(sizes)
+
+    return {name: mean(name) for name in sorted({name for m, _ in parts for name in m})}

@@ -49,6 +49,7 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
     report = DataReport(
         title=f"Data of mix {root.mix.name}",
         parts=parts,
+        over_long=root.mix.over_long,
         removed=list(removed_by(mixture)),
         rows=shown_rows(
             mixture,
@@ -116,15 +117,18 @@ def _part(
     overlap: int | None,
 ) -> Part:
     name, kind, split = key
-    weights = {n: root.mix.weights.get(n, 1.0) for n, k, s in sizes if (k, s) == (kind, split)}
-    total = sum(weights.values())
+    having = {n: size for (n, k, s), size in sizes.items() if (k, s) == (kind, split)}
+    shares = {n: root.mix.weights.get(n, 1.0) for n in having}
+    if split != "train":  # a finite source is asked once
+        shares = {n: shares[n] if size is None else size for n, size in having.items()}
+    total = sum(shares.values())
     return Part(
         source=name,
         kind=kind,
         split=split,
         read=found.read,
         size=sizes[key],
-        mix_share=weights[name] / total if total else None,
+        mix_share=shares[name] / total if total else None,
         lengths=found.lengths,
         limits=limits_of(root)[kind],
         duplicates=found.duplicates,

@@ -149,6 +149,8 @@ def _samples(
         rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids, mask, records, tokenizer
     )
     golds = [job.mixture.gold(r, t) for r, t in zip(records, texts, strict=True)]
+    if 0 < golds.count(None) < len(golds):
+        job.say(f"{golds.count(None)} of {len(golds)} prompts have no gold score: none is given")
     return ModelSamples(
         name=name,
         prompts=records,

@@ -54,8 +54,9 @@ def fit(
     Raises: RunFailed where a number is not finite, Interrupted where a signal asked to stop.
     """
     run, checkpoint = job.run, _checkpoint(job)
+    _say_what_rounding_takes(job, module)
     trainer = Trainer(
-        **(job.root.trainer or {}),
+        **{**(job.root.trainer or {}), "accelerator": device_of(job).type},
         **trainer_options(job.root.strategy, grad_clip=getattr(job.root, job.task).grad_clip),
         max_epochs=1,
         logger=[MetricsCSV(job.run.metrics_csv), *job.loggers],
@@ -79,6 +80,15 @@ def fit(
         if count and any(word in name for word in ("too_long", "dropped", "cut")):
             job.say(f"{count} {name.replace('_', ' ')}")
     return trainer
+
+
+def _say_what_rounding_takes(job: Job, module: LightningModule) -> None:
+    rounded = any(p.requires_grad and p.dtype == torch.bfloat16 for p in module.parameters())
+    if rounded and not job.root.strategy.name.startswith("deepspeed"):  # which has fp32 copies
+        job.say(
+            "weights in bfloat16 are trained: steps smaller than 1/512 of a weight are rounded away"
+            " (model.dtype=float32 trainer.precision=bf16-mixed keeps them)"
+        )
 
 
 def _checkpoint(job: Job) -> Path | None:

@@ -156,10 +156,17 @@ def _some(mixture: Mixture, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def device_for(trainer: Mapping[str, Any] | None) -> torch.device:
-    """The device that the Trainer's keys name."""
+    """The device that the Trainer's keys name.
+
+    Raises: UserError if it is asked for and not there.
+    """
     trainer = trainer or {}
-    wanted = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    if not (wanted and torch.cuda.is_available()):
+    wanted = trainer.get("accelerator", "auto")
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator must be auto or cpu where torch finds no CUDA device, got {wanted}"
+        )
+    if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     devices = trainer.get("devices", 1)  # a list holds the index of the one device
     own = int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0

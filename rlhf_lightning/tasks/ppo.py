@@ -129,7 +129,10 @@ def _final(validation: dict[str, float]) -> dict[str, float]:
 
 def _gold(job: Job, fixed: list[dict[str, Any]]) -> Any:
     """Gold totals for watching, where the mix knows them of every fixed prompt."""
-    if any(job.mixture.gold(record, "") is None for record in fixed):
+    without = sum(job.mixture.gold(record, "") is None for record in fixed)
+    if 0 < without < len(fixed):
+        job.say(f"{without} of {len(fixed)} validation prompts have no gold score: none is watched")
+    if without:
         return None
 
     def gold(records: list[dict[str, Any]], responses: list[str]) -> list[float]:

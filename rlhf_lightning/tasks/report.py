@@ -70,7 +70,10 @@ def _row(plan: StagePlan, found: Mapping[str, float]) -> StageRow:
         "sft": ("demonstrations", get("examples")),
         "reward": ("prompts with ranked completions", get("prompts")),
         "ppo": ("episodes", get("episodes")),
-        "evaluate": ("held-out prompts for each model", plan.root.evaluate.prompts),
+        "evaluate": (
+            "held-out prompts for each model",
+            found.get(f"{plan.root.evaluate.reference}/prompts"),
+        ),
     }
     what, count = counts[stage]
     return StageRow(

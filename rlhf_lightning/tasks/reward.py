@@ -40,13 +40,14 @@ def run(job: Job) -> dict[str, float]:
     if {"init", "policy"} <= job.parents.keys():
         require_same_tokenizer(job.parents["policy"], job.parents["init"], key="reward.init.policy")
     job.mixture.say_removed(job.say)
-    found = _comparisons(job)
-    train, held_out = found["train"], {s: found[s] for s in ("validation", "test")}
+    # what can be refused is refused before hours of sampling
     tokenizer, model = _start(job)
     length = job.root.model.context_length
     if hp.share_prompt:  # a row then holds all completions of a prompt
         require_packable(model, length=length, key="model.context_length")
     add_trained_adapter(job, model, hp.lora)
+    found = _comparisons(job)
+    train, held_out = found["train"], {s: found[s] for s in ("validation", "test")}
     loaders = [
         comparison_batches(
             records,

@@ -91,6 +91,23 @@ def test_a_signal_in_the_middle_of_a_validation_still_saves(
     same_run(module, tmp_path, straight)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_a_validation_of_its_own_ends_it_and_saves_nothing(
+    signum: int, tmp_path: Path
+) -> None:
+    module = Toy(stop_in_validation=0, signum=signum)
+    before = signal.signal(signum, module.on_signal)
+    try:
+        run = trainer(tmp_path, [Checkpointing(tmp_path, 1, stop=module)], [])
+        with pytest.raises(Interrupted) as stopped:
+            run.validate(module, DataLoader([0, 1, 2]), verbose=False)
+        assert signal.getsignal(signum) == module.on_signal
+    finally:
+        signal.signal(signum, before)
+    assert stopped.value.signum == signum
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
 def test_nothing_is_trained_again_after_the_last_checkpoint(tmp_path: Path) -> None:
     fit(tmp_path, every=BATCHES)
     module, run = fit(tmp_path, every=BATCHES)

@@ -113,6 +113,18 @@ def test_over_refusal_and_missed_refusal_have_their_own_denominators() -> None:
     assert found["m/missed_refusal"] == 1.0
 
 
+def test_prompts_of_a_source_that_cannot_tell_refusals_are_no_prompts_to_be_answered() -> None:
+    given = said("m", [1.0] * 4)
+    given.responses = ["no", "no", "sure", "no"]
+    should = {0: True, 1: False, 2: False, 3: None}
+    places = {id(record): i for i, record in enumerate(given.prompts)}
+    reading = Reading(
+        is_refusal=lambda record, text: text == "no",
+        should_refuse=lambda record: should[places[id(record)]],
+    )
+    assert model_metrics(given, reading)["m/over_refusal"] == 0.5
+
+
 def test_every_key_is_in_the_table_of_the_docstring() -> None:
     documented = module.__doc__ or ""
     reading = Reading(

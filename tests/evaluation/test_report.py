@@ -11,6 +11,7 @@ from rlhf_lightning.evaluation.report import (
     ConfigChange,
     ReportData,
     ReportFigure,
+    _known_rows,
     duration,
     number,
     percent,
@@ -113,3 +114,14 @@ def test_numbers_read_well() -> None:
     ]  # fmt: skip
     assert number(-0.0788, 1) == "−0.1"
     assert [duration(x) for x in (48.2, 65, 7810, None)] == ["48 s", "1 min 05 s", "2 h 10 min", ""]
+
+
+def test_a_known_score_may_be_called_what_its_comparisons_are_called() -> None:
+    data = report_data()
+    data.metrics = {
+        **data.metrics,
+        "ppo/known/win_vs_ref": 0.5,
+        "ppo/known/win_vs_ref_gain_vs_sft": 0.1,
+        "ppo/known/win_vs_ref_p_vs_sft": 0.02,
+    }
+    assert [name for name, _ in _known_rows(data)] == ["win_vs_ref"]

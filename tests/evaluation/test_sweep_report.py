@@ -81,6 +81,12 @@ def test_the_console_has_the_best_first_and_what_has_no_value_last() -> None:
     assert summary_line(report()) == "0 trials: none"
 
 
+def test_a_choice_may_hold_dollar_signs() -> None:
+    rows = [trial(i, float(i), params={"x": float(i), "kind": k}) for i, k in enumerate("ab")]
+    rows.append(trial(2, 2.0, params={"x": 2.0, "kind": "${a}_${b}"}))
+    assert "kind" in render(report(*rows))
+
+
 def test_every_figure_is_drawn_or_says_why_not() -> None:
     curves = {"val/x": [(0, 0.1), (1, math.nan), (2, 0.3)], "val/y": [(0, 1.0)]}
     rows = [

@@ -101,6 +101,15 @@ def test_a_pruned_run_stays_pruned_when_an_exception_carries_the_news(tmp_path: 
     assert (record(run.path)["status"], record(run.path)["reason"]) == ("pruned", "kl 80 > 50")
 
 
+def test_a_run_that_goes_on_after_it_was_given_up_has_its_own_metrics(tmp_path: Path, open_run):
+    with pytest.raises(KeyError), open_run(tmp_path / "run") as run:
+        run.prune("kl 80 > 50", {"val/kl_k1": 80})
+        raise KeyError
+    with open_run(tmp_path / "run") as run:
+        run.finish({"ppo/kl_k1": 3})
+    assert record(run.path)["metrics"] == {"ppo/kl_k1": 3}
+
+
 def test_a_block_that_forgets_to_finish_is_an_error(tmp_path: Path, open_run):
     with pytest.raises(RuntimeError, match=r"without run.finish"), open_run(tmp_path / "run"):
         pass

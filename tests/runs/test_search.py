@@ -35,6 +35,8 @@ def test_the_nearest_run_is_that_with_the_fewest_differing_keys(tmp_path: Path, 
     assert found[0].name == "near"
     assert [str(difference) for difference in found[1]] == ["ppo.kl_coef: 0.2 → 0.3"]
     assert nearest(tmp_path, "sft", {}) is None
+    # another model's run is no neighbour
+    assert nearest(tmp_path, "ppo", {"model": {"name": "small"}, "ppo": {"kl_coef": 0.2}}) is None
 
 
 def test_the_table_shows_status_metrics_and_what_differs(tmp_path: Path, open_run):

@@ -30,7 +30,7 @@ def test_a_launcher_without_slurm_says_so_in_one_line(
 def test_a_launcher_needs_a_multirun(tmp_path: Path) -> None:
     done = rlhf(tmp_path, "hydra/launcher=slurm", timeout=200)
     assert done.returncode == 2
-    line = "error: hydra/launcher=slurm must be used with -m, got a single run, which no launcher starts"
+    line = "error: hydra/launcher=slurm must be used with -m, got a single run, which has none"
     assert done.stderr.splitlines() == [line]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -110,7 +111,8 @@ def backward(ppo: PPOModule, micro: Experience, tokens: int) -> torch.Tensor:
 def test_every_documented_scalar_is_logged_and_finite():
     seen = fit(module())[0]
     expected = {
-        f"rollout/{n}" for n in "score reward kl_k1 kl_k3 response_tokens eos_rate entropy".split()
+        f"rollout/{n}"
+        for n in "score score_std reward kl_k1 kl_k3 response_tokens eos_rate entropy".split()
     }
     expected |= {
         f"ppo/{n}"
@@ -391,6 +393,17 @@ def test_a_warming_up_shared_head_leaves_the_policy_alone():
     fit(ppo)
     assert not any(p.any() for n, p in adapter_state(ppo.policy, TRAINED).items() if "lora_B" in n)
     assert ppo.value.score.weight.any()
+
+
+def test_the_spread_of_scores_is_told_over_all_samples_and_within_prompts():
+    hp = replace(HP, advantage="rloo", samples_per_prompt=4, episodes_per_iteration=8)
+    ppo = module(hp, value=None)
+    rollout = ppo.rollout(prompt_batch([4] * 8), ppo.generator)
+    rollout = replace(rollout, scores=torch.tensor([0.0, 2, 0, 2, 5, 5, 5, 5]))
+    _, told = to_experience(rollout, hp, kl_coef=0.05, moments=RunningMoments())
+    # all: two are 3, two 1, four 2 away from the mean; within a prompt: four 1 away, four none
+    assert told["rollout/score_std"] == pytest.approx(math.sqrt((16 + 18 + 2) / 8))
+    assert told["rollout/score_std_within_prompt"] == pytest.approx(math.sqrt(4 / 3 / 2))
 
 
 def test_leave_one_out_needs_no_value_model_and_samples_each_prompt_k_times():

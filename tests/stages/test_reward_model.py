@@ -148,6 +148,12 @@ def test_accuracy_is_the_share_of_pairs_in_the_labelers_order() -> None:
     assert fit(reward, [batch])[0]["reward/train/accuracy"] == right / len(batch.pairs)
 
 
+def test_equal_scores_are_half_right() -> None:
+    reward = module()
+    reward.model.score.weight.data.zero_()
+    assert fit(reward, [comparisons()])[0]["reward/train/accuracy"] == 0.5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_prompt_computed_once_gives_the_same_scores_and_gradient(

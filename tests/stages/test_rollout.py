@@ -7,6 +7,7 @@ import torch
 
 from rlhf_lightning import processes
 from rlhf_lightning.stages.rollout import Sampling, collect
+from rlhf_lightning.stages.watching import weighted_means
 from tests.stages.test_ppo import reward, tokenizer
 from tests.tiny import prompt_batch, tiny_policy, tiny_scorer
 
@@ -58,3 +59,14 @@ def test_processes_share_whole_groups_and_every_row_is_found_again(
     for part in parts:
         for start in range(0, len(part), group):
             assert len({row // group for row in part[start : start + group]}) == 1
+
+
+def test_a_validation_in_two_batches_is_that_in_one() -> None:
+    """Entropy is a mean over tokens, the rest over responses."""
+    parts = [
+        ({"val/entropy": 2.0, "val/response_tokens": 10.0, "val/score": 1.0}, 2),
+        ({"val/entropy": 1.0, "val/response_tokens": 30.0, "val/score": 4.0}, 1),
+    ]
+    found = weighted_means(parts)
+    assert found["val/score"] == 2.0
+    assert found["val/entropy"] == (20 * 2.0 + 30 * 1.0) / 50

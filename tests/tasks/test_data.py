@@ -293,9 +293,9 @@ def test_shares_limits_and_held_out_prompts_that_training_has_too(tokenizer) -> 
     # x: B and "b " are b; y: the first two of each, train a and b, validation B and c
     assert found == {
         ("x", "train"): (3, 0.25, None),
-        ("x", "validation"): (3, 0.25, 2),
+        ("x", "validation"): (3, 0.6, 2),  # held out, each record counts once
         ("y", "train"): (2, 0.75, None),
-        ("y", "validation"): (2, 0.75, 1),
+        ("y", "validation"): (2, 0.4, 1),
     }
 
 

@@ -1,0 +1,40 @@
+"""What a stage says and refuses before it trains."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.tasks.fit import _say_what_rounding_takes
+from rlhf_lightning.tasks.job import device_for
+
+
+@pytest.mark.parametrize(
+    ("dtype", "frozen", "strategy", "said"),
+    [
+        (torch.bfloat16, False, "single", 1),
+        (torch.bfloat16, False, "deepspeed_zero2", 0),
+        (torch.bfloat16, True, "single", 0),
+        (torch.float32, False, "single", 0),
+    ],
+)
+def test_training_weights_in_half_precision_is_told(
+    dtype: torch.dtype, frozen: bool, strategy: str, said: int
+) -> None:
+    lines: list[str] = []
+    root = SimpleNamespace(strategy=SimpleNamespace(name=strategy))
+    job: Any = SimpleNamespace(root=root, say=lines.append)
+    module: Any = torch.nn.Linear(2, 2).to(dtype).requires_grad_(not frozen)
+    _say_what_rounding_takes(job, module)
+    assert len(lines) == said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert device_for({"accelerator": "auto"}) == device_for(None) == torch.device("cpu")
+    with pytest.raises(UserError, match=r"^trainer.accelerator must be auto or cpu .*, got gpu$"):
+        device_for({"accelerator": "gpu"})
