@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ from rlhf_lightning.plan import StagePlan
 from rlhf_lightning.runs import run_name
 from rlhf_lightning.runs.files import read_json
 from rlhf_lightning.runs.lease import Lease
-from rlhf_lightning.slurm.cluster import NoAnswer, queued, require_slurm
-from rlhf_lightning.slurm.folder import FINISHED, JobFolder, Outcome, job_folder
+from rlhf_lightning.slurm.cluster import NoAnswer, cancel, queued, require_slurm
+from rlhf_lightning.slurm.folder import FINISHED, JobFolder, Outcome, batch_log, job_folder
 from rlhf_lightning.slurm.submit import require_script, require_submitit, submit
 from rlhf_lightning.slurm.waiting import final, wait_for
 
@@ -137,7 +137,9 @@ def _run(
 def _result(folder: JobFolder, outcome: Outcome) -> tuple[dict[str, Any] | None, Exception | None]:
     if outcome.state == FINISHED:
         return (_metrics(Path(outcome.run)) if outcome.run else {}), None
-    where = f"job {folder.job_id}, log {folder.log}"
+    # a job that ends before it speaks (no such node's Python, a set-up script that fails) has only the batch script's
+    file = folder.log if folder.log.exists() else batch_log(folder)
+    where = f"job {folder.job_id}, log {file}"
     return None, RunFailed(f"{outcome.reason} ({where})")
 
 
@@ -195,22 +197,28 @@ def _job(
     """The id of the job that makes the run at `path`: the one in the queue, or a new one."""
     folder = job_folder(root.outputs, f"{label}-{path.name}", str(path.absolute()))
     known = folder.job_id
-    if known in there and final(folder) is None:  # one that has ended is listed a while longer
-        assert known is not None
-        _say(label, f"job {known}", path, f" ({there[known].lower()} already)")
-        return known
-    config = saved_config(root)
-    _prepare(folder, config, label, settings)
     # a parent that two stages share is one job
     unique = list(dict.fromkeys(after))
+    if known in there and final(folder) is None:  # one that has ended is listed a while longer
+        assert known is not None
+        if set(unique) <= set(folder.record.get("after", [])):
+            _say(label, f"job {known}", path, f" ({there[known].lower()} already)")
+            return known
+        # it waits for a job that failed, whose work a new one does; SLURM may be taking it out at this moment
+        with suppress(NoAnswer):
+            cancel(known)
+    config = saved_config(root)
+    _prepare(folder, config, label, settings, unique)
     (job,) = submit([folder], settings, name=f"rlhf-{label}", key=PIPELINE, after=unique)
     _say(label, f"job {job}", path, f" after {', '.join(unique)}" if unique else "")
     return job
 
 
-def _prepare(folder: JobFolder, config: str, name: str, settings: SlurmConfig) -> None:
+def _prepare(
+    folder: JobFolder, config: str, name: str, settings: SlurmConfig, after: Sequence[str] = ()
+) -> None:
     limit, command = settings.max_requeues, settings.command
-    folder.prepare(config, name=name, max_requeues=limit, command=command)
+    folder.prepare(config, name=name, max_requeues=limit, command=command, after=after)
 
 
 def _say(label: str, what: str, path: Path, more: str = "") -> None:

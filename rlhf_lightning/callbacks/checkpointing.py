@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ class Stop(Protocol):
 
 
 class Checkpointing(pl.Callback):
-    """Save every `every` training batches, and before a requested stop.
+    """Save every `every` training batches, after the last one, and before a requested stop.
 
     A batch that is followed by a validation is saved after it: the checkpoint then holds everything up to its step,
     and nothing is skipped or repeated on resume.
@@ -48,12 +49,21 @@ class Checkpointing(pl.Callback):
     other callbacks are those after the step. A validation of its own (`trainer.validate`) saves nothing: outside of
     `fit` Lightning has no place in the data to write down.
 
+    Args:
+        before_save: called before anything is written; what it raises (the run is another process's now) ends the run.
     Raises: Interrupted, in training once the checkpoint of a requested stop is on disk, else at once.
     """
 
-    def __init__(self, folder: Path | str, every: int, stop: Stop | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        every: int,
+        stop: Stop | None = None,
+        before_save: Callable[[], None] = lambda: None,
+    ) -> None:
         if every < 1:
             raise ValueError(f"checkpoint_every must be >= 1, got {every!r}")
+        self._before_save = before_save
         self.folder = Path(folder)
         self.every = every
         self.stop = stop
@@ -87,7 +97,8 @@ class Checkpointing(pl.Callback):
         batch_idx: int,
     ) -> None:
         self._batches += 1
-        self._waiting = self._batches % self.every == 0 or self._requested() is not None
+        due = self._batches % self.every == 0 or _is_last(trainer)
+        self._waiting = due or self._requested() is not None
         if self._waiting and not _validation_follows(trainer):
             self._save(trainer)
 
@@ -144,6 +155,7 @@ class Checkpointing(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._waiting = False
+        self._before_save()
         save_checkpoint(trainer, self.folder)
         self._obey()
 
@@ -223,6 +235,10 @@ def _is_zip(path: Path) -> bool:
             return archive.testzip() is None
     except (zipfile.BadZipFile, OSError, EOFError):
         return False
+
+
+def _is_last(trainer: pl.Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

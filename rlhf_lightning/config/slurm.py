@@ -10,7 +10,7 @@ from typing import Any, cast
 from rlhf_lightning.config.checks import require
 from rlhf_lightning.errors import UserError
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,-]*")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,@:+/-]*")
 FEATURES = re.compile(r"[A-Za-z0-9_\[(][A-Za-z0-9_.,&|*!\[\]()-]*")
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 VALUE = re.compile(r"[\x20-\x7e]+")
@@ -59,7 +59,8 @@ class SlurmConfig:
     max_parallel: int | None = None
     """Jobs of an array that run at once; null: as many as the cluster gives."""
     signal_before_s: int = 120
-    """USR1 comes this long before the time limit (SLURM: up to 60 s earlier still); a checkpoint must fit in."""
+    """USR1 comes this long before the time limit (SLURM: up to 60 s earlier still). A training step (of PPO: a rollout
+    and its epochs), a validation that is due after it and the checkpoint must fit in, or they are done again."""
     max_requeues: int = 20
     """How often a job may start again (time limit, preemption, node failure); then it ends as failed."""
     setup_script: str | None = None
@@ -73,7 +74,9 @@ class SlurmConfig:
         for name in ("partition", "account", "qos", "reservation"):
             value = getattr(self, name)
             ok = value is None or NAME.fullmatch(str(value)) is not None
-            require(ok, f"slurm.{name}", "a name of letters, digits, '_', '.', '-' or ','", value)
+            require(
+                ok, f"slurm.{name}", "a name of letters, digits and any of _ . - , @ : + /", value
+            )
         ok = self.constraint is None or FEATURES.fullmatch(self.constraint) is not None
         require(ok, "slurm.constraint", "features joined by & | , * ( ) [ ]", self.constraint)
         for name in ("time_min", "nodes", "tasks_per_node", "cpus_per_task", "signal_before_s"):

@@ -23,6 +23,8 @@ from rlhf_lightning.runs.signals import SIGNALS
 POLL_S = 0.1
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that say which process one is: what this one may have inherited is not meant for its own processes."""
+CPU_BINDING = "SLURM_CPU_BIND"
+"""How variables begin by which srun takes over another step's binding of processes to cores."""
 COMMAND = (sys.executable, "-m", "rlhf_lightning.launch.rank")
 PARENT = "RLHF_PARENT"
 """Process id of this process, for its children."""
@@ -100,15 +102,14 @@ def start(folder: Path, ranks: Ranks) -> list[Started]:
     # a child begins with our mask: it lets the signals through once it listens, and none is lost before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        return [_child(command, folder, rank, ranks) for rank in range(ranks.count)]
+        return [_child(command, rank, ranks) for rank in range(ranks.count)]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _child(command: list[str], folder: Path, rank: int, ranks: Ranks) -> Started:
-    threads = str(max(_cores() // ranks.devices, 1))
+def _child(command: list[str], rank: int, ranks: Ranks) -> Started:
     environment = {
-        "OMP_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(max(_cores() // ranks.devices, 1)),
         **_inherited(),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -116,16 +117,12 @@ def _child(command: list[str], folder: Path, rank: int, ranks: Ranks) -> Started
         "LOCAL_WORLD_SIZE": str(ranks.devices),
         PARENT: str(os.getpid()),
     }
-    # one voice on the console; the others' is beside the orders
-    with open(folder / f"rank-{rank}.txt", "ab") as output:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=None if rank == 0 else output,
-            stderr=None if rank == 0 else output,
-            start_new_session=True,  # Ctrl-C is for this process, which passes it on
-        )
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for this process, which passes it on
+    )
     return Started([rank], process)
 
 
@@ -142,16 +139,19 @@ def _under_srun(command: list[str], ranks: Ranks) -> Started:
     first = _first_host(os.environ["SLURM_JOB_NODELIST"])
     port = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
     # srun gives one core to a process unless it is told, whatever the job has
-    cores = int(os.environ.get("SLURM_CPUS_ON_NODE", ranks.devices)) // ranks.devices
+    cores = max(int(os.environ.get("SLURM_CPUS_ON_NODE", ranks.devices)) // ranks.devices, 1)
+    # the step that this process is binds it to its own cores, on its own node: no mask for the ranks
+    environment = {k: v for k, v in _inherited().items() if not k.startswith(CPU_BINDING)}
+    environment = {"OMP_NUM_THREADS": str(cores), **environment}
     sizes = [
         f"--nodes={ranks.nodes}",
         f"--ntasks={ranks.count}",
         f"--ntasks-per-node={ranks.devices}",
-        f"--cpus-per-task={max(cores, 1)}",
+        f"--cpus-per-task={cores}",
     ]
     process = subprocess.Popen(
         ["srun", "--kill-on-bad-exit=1", *sizes, *command],
-        env={**_inherited(), "MASTER_ADDR": first, "MASTER_PORT": port},
+        env={**environment, "MASTER_ADDR": first, "MASTER_PORT": port},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=_end_srun_with_us,  # noqa: PLW1509 - it calls the kernel and nothing else

@@ -75,6 +75,8 @@ def main() -> None:
     rank, local, count = ranks()
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(count)})
     _end_with_parent()
+    if rank > 0:
+        _print_to(folder / f"rank-{rank}.txt")
     orders, root = Orders.read(folder), load_saved(folder / "config.yaml")
     run = RankRun(orders)
     _log_to_console(rank, run)
@@ -98,6 +100,14 @@ def main() -> None:
     sys.stderr.flush()
     # not by way of destructors, which may wait for processes that are gone
     os._exit(0 if outcome.kind in ("finished", "interrupted", "pruned") else 1)
+
+
+def _print_to(file: Path) -> None:
+    """One voice on the console; the others' is beside the orders."""
+    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
 
 
 def _do(orders: Orders, root: RootConfig, run: RankRun, stop: Stop) -> dict[str, float]:

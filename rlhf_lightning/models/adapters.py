@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_lightning.config import LoRAConfig
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.head import ScalarHead
 
 FOLDER = "adapter"
 """Where an artifact keeps the adapter that was trained, beside the merged weights."""
@@ -291,7 +292,7 @@ class TrunkScorer(nn.Module):
         config: Any = trunk.config
         # a few OPT models project their last state down
         width: int = getattr(config, "word_embed_proj_dim", config.hidden_size)
-        self.score = nn.Linear(width, 1, bias=False, device=trunk.device)  # type: ignore[arg-type]
+        self.score = ScalarHead(width, 1, bias=False, device=trunk.device)  # type: ignore[arg-type]
         with torch.no_grad():  # V begins at 0 where nothing better is known
             self.score.weight.copy_(torch.zeros(1, width) if head is None else head)
         self.config = SimpleNamespace(reward_bias=bias, reward_gain=gain)

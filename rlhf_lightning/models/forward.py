@@ -142,7 +142,6 @@ def sequence_scores(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
 def head_scores(model: nn.Module, hidden: Tensor) -> Tensor:
     """The scalar head on hidden states (..., d), normalised, fp32 (...)."""
     head: Any = model.score
-    # a score in half precision would be one of a few hundred numbers
     with torch.autocast(hidden.device.type, enabled=False):
         raw = head(hidden.to(head.weight.dtype))[..., 0]
     return normalised(model, raw.float())

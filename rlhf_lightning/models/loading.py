@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from rlhf_lightning.config import ModelConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import backbone
+from rlhf_lightning.models.head import ScalarHead
 from rlhf_lightning.models.packing import beside_attention
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -190,7 +191,9 @@ def grow_embeddings(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast)
 def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     """Every dropout off (a stage that wants it turns it on), a scalar head in fp32, checkpointing of activations."""
     set_dropout(module, 0.0)
-    if isinstance(head := getattr(module, "score", None), nn.Module):
+    if isinstance(head := getattr(module, "score", None), nn.Linear):
+        module.score = ScalarHead.of(head)
+    elif isinstance(head, nn.Module):  # of other making
         head.float()
     for part in module.modules():  # some layers keep the probability as a number (attention, OPT)
         for name, value in list(vars(part).items()):

@@ -83,6 +83,11 @@ def requeue(job: str) -> None:
     _ask(["scontrol", "requeue", job])
 
 
+def cancel(job: str) -> None:
+    """End a job, or take it out of the queue. Raises: NoAnswer."""
+    _ask(["scancel", job])
+
+
 @dataclass(frozen=True)
 class Standing:
     """What SLURM thinks of a job whose process was told to stop."""
@@ -90,6 +95,11 @@ class Standing:
     state: str
     reason: str
     restarts: int
+
+    @property
+    def over_time(self) -> bool:
+        """Whether its time limit has come."""
+        return self.reason == "TimeLimit" or self.state == "TIMEOUT"
 
     def wants_requeue(self, restarts: int) -> bool:
         """Whether it is the job's own part to ask for another go; `restarts` is its count in this one.
@@ -99,7 +109,7 @@ class Standing:
         """
         if self.restarts > restarts:
             return False
-        return self.state in RUNS or self.reason == "TimeLimit" or self.state == "TIMEOUT"
+        return self.state in RUNS or self.over_time
 
 
 def standing(job: str) -> Standing:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_lightning.config import SlurmConfig
 from rlhf_lightning.errors import RunFailed, UserError
-from rlhf_lightning.slurm.folder import JobFolder
+from rlhf_lightning.slurm.folder import SCRIPTS, JobFolder
 from rlhf_lightning.slurm.task import run_folder
 
 PYTHON = f"""sh -c 'trap "" USR1; exec "$@"' sh {shlex.quote(sys.executable)}"""
@@ -52,7 +52,7 @@ def submit(
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    scripts = folders[0].path.parent / "submitit"
+    scripts = folders[0].path.parent / SCRIPTS
     scripts.mkdir(parents=True, exist_ok=True)
     # our task does the requeueing: submitit's own knows nothing of checkpoints
     executor = SlurmExecutor(folder=scripts, max_num_timeout=0, python=PYTHON)

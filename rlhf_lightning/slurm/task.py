@@ -31,6 +31,9 @@ LINGER_S = 120.0
 """A job that is put back is ended by SLURM; leaving by itself before could be taken for its end."""
 ATTEMPTS = 5
 PAUSE_S = 3.0
+POLL_S = 0.2
+COMMAND_NOT_FOUND = 127
+"""A shell's exit code for it."""
 
 
 def run_folder(path: str) -> None:
@@ -58,6 +61,9 @@ class Task:
         self.folder, self.max_requeues = folder, max_requeues
         self._signals: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._limit_settled = False
+        self._goes_on = False
+        """Another go was asked for while the command still ran."""
 
     def run(self, command: Sequence[str]) -> int:
         """Run the command to its end, or to the end of this go; returns the exit code."""
@@ -65,10 +71,19 @@ class Task:
         for signum in SIGNALS:
             signal.signal(signum, self._on_signal)
         if self.folder is not None:
-            self.folder.begin(self.job.restarts)
+            self.folder.begin(self.job.name, self.job.restarts)
         if self.job.restarts > self.max_requeues:
             return self._give_up()
-        code = self._watch(command)
+        try:
+            code = self._watch(command)
+        except OSError as error:
+            reason = f"{command[0]} cannot be started: {error.strerror}"
+            self._say(reason)
+            self._leave(FAILED, COMMAND_NOT_FOUND, reason)
+            return COMMAND_NOT_FOUND
+        if self._goes_on:
+            self._linger()
+            return _exit_code(code)
         if self._signals and _ended_by_signal(code):
             return self._stopped(code)
         self._leave(FINISHED if code == 0 else FAILED, code, None if code == 0 else self._why(code))
@@ -91,7 +106,33 @@ class Task:
             )
             for signum in self._signals:  # that came before there was a process
                 self._process.send_signal(signum)
-            return self._process.wait()
+            while (code := self._process.poll()) is None:
+                if signal.SIGTERM in self._signals and not self._limit_settled:
+                    self._at_limit()
+                time.sleep(POLL_S)
+            return code
+
+    def _at_limit(self) -> None:
+        """At the time limit itself SLURM kills after `KillWait`, and a step may take longer than that: another go is
+        asked for at once. What was done since the last checkpoint is lost then, the job is not."""
+        try:
+            now = standing(self.job.name)
+        except NoAnswer:
+            time.sleep(PAUSE_S)
+            return
+        self._limit_settled = True
+        if not now.over_time or now.restarts > self.job.restarts:
+            return
+        if self.job.restarts >= self.max_requeues:
+            self._give_up()
+            return
+        code = 128 + signal.SIGTERM
+        try:
+            self._put_back(code)
+            self._goes_on = True
+        except NoAnswer as error:
+            self._say(f"cannot ask for another go: {error}")
+            self._limit_settled = False
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         self._signals.append(signum)
@@ -114,11 +155,7 @@ class Task:
                     return _exit_code(code)
                 if self.job.restarts >= self.max_requeues:
                     return self._give_up()
-                self._say(
-                    f"back into the queue, restart {self.job.restarts + 1} of {self.max_requeues}"
-                )
-                self._leave(REQUEUED, code, None)
-                requeue(self.job.name)
+                self._put_back(code)
                 break
             except NoAnswer as error:
                 self._say(f"cannot ask for another go: {error}")
@@ -133,6 +170,12 @@ class Task:
         self._linger()
         return _exit_code(code)
 
+    def _put_back(self, code: int) -> None:
+        """Raises: NoAnswer."""
+        self._say(f"back into the queue, restart {self.job.restarts + 1} of {self.max_requeues}")
+        self._leave(REQUEUED, code, None)
+        requeue(self.job.name)
+
     def _give_up(self) -> int:
         reason = (
             f"started again {self.job.restarts} times, max_requeues={self.max_requeues} allows no more;"
@@ -146,10 +189,9 @@ class Task:
         if self.folder is not None:
             run = announced(self.folder.path)
             now = datetime.now(UTC).isoformat()
-            outcome = Outcome(
-                state, code, reason, str(run) if run else None, self.job.restarts, now
-            )
-            self.folder.end(outcome)
+            where = str(run) if run else None
+            job = self.job
+            self.folder.end(Outcome(state, code, reason, where, job.name, job.restarts, now))
 
     def _why(self, code: int) -> str:
         if self.folder is None:

@@ -76,4 +76,5 @@ class _Queue:
             return None
         state = final_state(self._ids[i]) or "gone from the queue"
         now = datetime.now(UTC).isoformat()
-        return Outcome(FAILED, 1, f"the job is {state} and left no word of its own", None, 0, now)
+        job, reason = self._ids[i], f"the job is {state} and left no word of its own"
+        return Outcome(FAILED, 1, reason, None, job, 0, now)

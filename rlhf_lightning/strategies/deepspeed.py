@@ -70,6 +70,8 @@ class ZeRO(PartsOnDisk):
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         config = self._config()
         if self.stage == 3:  # weight by weight: no device ever holds the whole model
+            if config["bf16"]["enabled"]:  # of what is trained; stage 2 sees to it itself
+                _to_bfloat16(p for p in module.parameters() if p.requires_grad)
             deepspeed.zero.Init(module=module, config_dict_or_path=config)
         else:
             nn.Module.to(module, self.root_device)
@@ -199,3 +201,9 @@ class ZeRO(PartsOnDisk):
             if self.stage == 2
             else zero.fp32_partitioned_groups_flat
         )
+
+
+def _to_bfloat16(parameters: Iterable[nn.Parameter]) -> None:
+    """One kind of numbers: beside a backbone in half precision a head is fp32. The engine keeps fp32 copies of all."""
+    for parameter in parameters:
+        parameter.data = parameter.data.bfloat16()

@@ -125,6 +125,7 @@ def _completions(
                 max_response_tokens=hp.max_response_tokens,
                 temperature=hp.temperature,
                 generator=generator,
+                device=device_of(job),
             )
             for i, text in zip(chosen, spoken, strict=True):
                 texts[i] = text

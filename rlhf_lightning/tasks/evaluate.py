@@ -215,6 +215,7 @@ def _reworded(
                 max_response_tokens=hp.max_response_tokens,
                 temperature=hp.temperature,
                 generator=generator,
+                device=device_of(job),
             )
             for prompt, text in zip(chunk, texts, strict=True):
                 found[prompt.index] = text

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from rlhf_lightning.callbacks.checkpointing import Checkpointing, find_checkpoint
 from rlhf_lightning.callbacks.log import drop_after
@@ -110,28 +110,10 @@ def _callbacks(job: Job, checkpoint_every: int) -> list[Any]:
         SampleTables(job.run.path / "samples.jsonl", figures=HEAT_STRIPS),
         *configured,
         *pruning(job.run, job.round),
-        StillOurs(job, checkpoint_every),
-        # last, so that the states of the others are those after the step
-        Checkpointing(job.run.checkpoints, checkpoint_every, job.stop),
+        # last, so that the states of the others are those after the step; a process whose run another one took over
+        # ends before it writes
+        Checkpointing(job.run.checkpoints, checkpoint_every, job.stop, job.run.update),
     ]
-
-
-class StillOurs(Callback):
-    """With each checkpoint: ends a process whose run another one took over, and keeps the duration."""
-
-    def __init__(self, job: Job, every: int) -> None:
-        self.run, self.every = job.run, every
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        if (batch_idx + 1) % self.every == 0:
-            self.run.update()
 
 
 def require_readable(checkpoint: Path, strategy: str) -> None:

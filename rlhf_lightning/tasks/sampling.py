@@ -22,9 +22,11 @@ def speak(
     max_response_tokens: int,
     temperature: float,
     generator: torch.Generator,
+    device: torch.device,
 ) -> list[str]:
-    """Texts in the order of the prompts, all sampled at once, on the policy's device.
+    """Texts in the order of the prompts, all sampled at once.
 
+    `device` is where it computes: under `strategy.offload` its weights lie elsewhere in between.
     With several processes each samples its share; all of them get all texts.
     """
     uniforms = draw_uniforms(len(prompts), max_response_tokens, generator)
@@ -34,7 +36,7 @@ def speak(
     )
     responses = sample(
         policy,
-        batch.to(policy.device),
+        batch.to(device),
         max_new_tokens=max_response_tokens,
         temperature=temperature,
         eos_id=eos_id(tokenizer),

@@ -117,10 +117,27 @@ def test_nothing_is_trained_again_after_the_last_checkpoint(tmp_path: Path) -> N
 
 def test_validation_comes_before_the_checkpoint_of_its_step(tmp_path: Path) -> None:
     fit(tmp_path, every=3, epochs=1)
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    state = torch.load(tmp_path / "previous.ckpt", weights_only=True)
     assert state["iteration"] == 3
     assert state["callbacks"]["Checkpointing"]["logged"] == 3
     assert '"step": 3' in (tmp_path / "samples.jsonl").read_text()
+
+
+def test_the_last_batch_is_saved_whatever_divides_it(tmp_path: Path) -> None:
+    fit(tmp_path, every=3, epochs=1)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["iteration"] == BATCHES
+
+
+def test_a_process_whose_run_was_taken_over_writes_no_checkpoint(tmp_path: Path) -> None:
+    def taken() -> None:
+        raise RuntimeError("another process owns this run now")
+
+    module = Toy()
+    module.requested = signal.SIGTERM
+    run = trainer(tmp_path, [Checkpointing(tmp_path, 100, module, taken)], [])
+    with pytest.raises(RuntimeError, match="another process owns"):
+        run.fit(module, Rows(BATCHES))
+    assert not list(tmp_path.glob("*.ckpt"))
 
 
 def test_the_two_newest_checkpoints_are_kept_and_no_temporary_file(tmp_path: Path) -> None:

@@ -117,3 +117,22 @@ def test_threads_are_shared_out_unless_the_user_says(
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     parent.start(tmp_path, Ranks(4))
     assert [env["OMP_NUM_THREADS"] for env in seen] == ["3"] * 4 + ["5"] * 4
+
+
+def test_ranks_on_several_nodes_get_their_share_of_the_cores_and_no_mask_of_the_step_that_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(
+        parent.subprocess, "Popen", lambda command, env, **kwargs: seen.append((command, env))
+    )
+    monkeypatch.setattr(parent, "_first_host", lambda nodes: "node1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    given = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_ON_NODE": "12"}
+    given |= {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_CPU_BIND_LIST": "0x1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    parent.start(tmp_path, Ranks(4, nodes=2))
+    ((command, env),) = seen
+    assert "--cpus-per-task=3" in command and env["OMP_NUM_THREADS"] == "3"
+    assert not [name for name in env if name.startswith("SLURM_CPU_BIND")]

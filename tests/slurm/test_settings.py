@@ -23,8 +23,8 @@ from tests.slurm.jobs_here import root_of
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"partition": "a b"}, "slurm.partition must be a name of letters, digits, '_', '.', '-' or ',', got 'a b'"),
-        ({"account": "$(id)"}, "slurm.account must be a name of letters, digits, '_', '.', '-' or ',', got '$(id)'"),
+        ({"partition": "a b"}, "slurm.partition must be a name of letters, digits and any of _ . - , @ : + /, got 'a b'"),
+        ({"account": "$(id)"}, "slurm.account must be a name of letters, digits and any of _ . - , @ : + /, got '$(id)'"),
         ({"constraint": "a;b"}, "slurm.constraint must be features joined by & | , * ( ) [ ], got 'a;b'"),
         ({"time_min": 0}, "slurm.time_min must be an integer >= 1, got 0"),
         ({"max_requeues": -1}, "slurm.max_requeues must be an integer >= 0, got -1"),

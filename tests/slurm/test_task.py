@@ -48,17 +48,35 @@ exit 0
 WAITS = "import signal, time; signal.signal(signal.SIGUSR1, lambda *a: exit(138)); print('up', flush=True); time.sleep(60)"
 
 
+DEAF = """
+import os, signal, time
+for signum in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(signum, signal.SIG_IGN)
+job = os.getppid()
+print('up', flush=True)
+while os.getppid() == job:
+    time.sleep(0.1)
+"""
+"""In the middle of a long step: it does not look whether it is to stop."""
+
+
 def job(
-    folder: Path, code: str, *, state: str = "RUNNING", **environment: str
+    folder: Path,
+    code: str,
+    *,
+    state: str = "RUNNING",
+    reason: str = "None",
+    program: str = sys.executable,
+    **environment: str,
 ) -> subprocess.Popen[bytes]:
     """A job whose command is some Python."""
     tools = folder / "bin"
     tools.mkdir(exist_ok=True)
     (tools / "scontrol").write_text(
-        SCONTROL.format(folder=folder, state=state, reason="None", restarts=0)
+        SCONTROL.format(folder=folder, state=state, reason=reason, restarts=0)
     )
     (tools / "scontrol").chmod(0o755)
-    command = [sys.executable, "-c", code]
+    command = [program, "-c", code]
     JobFolder(folder).prepare("", name="test", max_requeues=2, command=command)
     env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     env |= {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", **environment}
@@ -92,6 +110,13 @@ def test_a_job_ends_as_its_command_ends(
     assert not (tmp_path / "asked").exists()
 
 
+def until_up(folder: Path) -> None:
+    log, end = folder / "log.txt", time.monotonic() + 100
+    while "up" not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("state", "restarts", "ends", "asked"),
     [
@@ -104,16 +129,34 @@ def test_a_job_that_is_warned_asks_for_another_go_where_it_may(
     tmp_path: Path, state: str, restarts: str, ends: str, asked: list[str]
 ) -> None:
     process = job(tmp_path, WAITS, state=state, SLURM_RESTART_COUNT=restarts)
-    log = tmp_path / "log.txt"
-    end = time.monotonic() + 100
-    while "up" not in (log.read_text() if log.exists() else ""):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until_up(tmp_path)
     process.send_signal(signal.SIGUSR1)
     process.wait(timeout=100)
     # Restarts of 2 in this go, and 0 as the script says it, are no sign of another one
     assert outcome(tmp_path)[0] == ends
     assert (tmp_path / "asked").read_text().splitlines() == asked
+
+
+def test_a_step_that_is_longer_than_the_warning_costs_the_step_and_not_the_job(
+    tmp_path: Path,
+) -> None:
+    process = job(tmp_path, DEAF, state="COMPLETING", reason="TimeLimit")
+    until_up(tmp_path)
+    process.send_signal(signal.SIGUSR1)  # the warning: nobody asks for anything yet
+    time.sleep(1)
+    assert not (tmp_path / "asked").exists()
+    process.send_signal(signal.SIGTERM)  # the limit
+    process.wait(timeout=100)
+    assert outcome(tmp_path)[0] == "requeued"
+    assert (tmp_path / "asked").read_text().splitlines() == ["show job --oneliner 7", "requeue 7"]
+
+
+def test_a_command_that_cannot_be_started_says_so(tmp_path: Path) -> None:
+    process = job(tmp_path, "", program="apptainer-that-is-not-here")
+    assert process.wait(timeout=100) == 127
+    reason = "apptainer-that-is-not-here cannot be started: No such file or directory"
+    assert outcome(tmp_path) == ("failed", 127, reason)
+    assert reason in (tmp_path / "log.txt").read_text()
 
 
 def test_a_job_that_came_back_too_often_does_not_begin(tmp_path: Path) -> None:
@@ -201,7 +244,7 @@ def test_a_job_that_vanishes_is_failed_with_slurms_word_and_a_pause_is_forgiven(
         if len(asked) == 2:
             raise cluster.NoAnswer("squeue: no controller")
         if len(asked) == 4:  # the second leaves its word late
-            folders[1].end(Outcome("finished", 0, None, None, 0, "t"))
+            folders[1].end(Outcome("finished", 0, None, None, None, 0, "t"))
         # the first is away for one question only, the third for good
         return {"0": "RUNNING", "1": "RUNNING", "2": "RUNNING"} if len(asked) == 1 else {}
 
@@ -209,7 +252,7 @@ def test_a_job_that_vanishes_is_failed_with_slurms_word_and_a_pause_is_forgiven(
     monkeypatch.setattr(waiting, "final_state", lambda job: "NODE_FAIL" if job == "2" else None)
     monkeypatch.setattr(waiting, "LOOK_S", 0.01)
     monkeypatch.setattr(waiting, "ASK_S", 0.01)
-    folders[0].end(Outcome("requeued", 138, None, None, 0, "t"))
+    folders[0].end(Outcome("requeued", 138, None, None, None, 0, "t"))
     found = dict(wait_for(folders))
     assert found[1].state == "finished"
     assert found[2].reason == "the job is NODE_FAIL and left no word of its own"
@@ -219,12 +262,16 @@ def test_a_job_that_vanishes_is_failed_with_slurms_word_and_a_pause_is_forgiven(
 def test_a_go_that_slurm_lost_sight_of_does_not_speak_for_the_next(tmp_path: Path) -> None:
     folder = JobFolder(tmp_path)
     folder.prepare("", name="x", max_requeues=2, command=None)
-    folder.begin(1)
-    folder.end(Outcome("failed", 1, "another process owns this run now", None, 0, "t"))
+    folder.begin("7", 1)
+    folder.end(Outcome("failed", 1, "another process owns this run now", None, "7", 0, "t"))
     assert folder.outcome() is None
-    folder.end(Outcome("finished", 0, None, None, 1, "t"))
+    folder.end(Outcome("finished", 0, None, None, "7", 1, "t"))
     found = folder.outcome()
     assert found is not None and found.state == "finished"
+    # submitted again by hand: another job, which has not begun
+    folder.prepare("", name="x", max_requeues=2, command=None)
+    folder.end(Outcome("failed", 1, "another process owns this run now", None, "7", 1, "t"))
+    assert folder.outcome() is None
 
 
 def test_a_job_that_slurm_holds_back_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

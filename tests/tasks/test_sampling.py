@@ -20,6 +20,7 @@ def spoken(prompts: list[Prompt], *, seed: int = 0, tokens: int = 6) -> list[str
         max_response_tokens=tokens,
         temperature=1.0,
         generator=generator,
+        device=torch.device("cpu"),
     )
 
 
