@@ -227,6 +227,7 @@ def _write_artifact(
     how_to_load: str,
 ) -> None:
     parents = {role: parent.sha256 for role, parent in job.parents.items()}
+    job.run.update()  # ends a process whose run another one has taken over
     with new_artifact(
         job.run.artifact,
         stage=job.task,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rlhf_lightning.config import StrategyConfig
+from tests.harness import rlhf
 from tests.strategies.ranks import in_ranks
 from tests.strategies.stages import STEPS, straight_and_resumed, train
 
@@ -75,3 +76,13 @@ def test_leave_one_out_on_two_processes_is_that_of_one(share: bool, tmp_path: Pa
     assert furthest(two[0]["first"], one["first"]) < 1e-5
     assert furthest(two[0]["last"], one["last"]) < 1e-3
     assert furthest(two[1]["last"], two[0]["last"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepspeed_zero2", "deepspeed_zero3"])
+def test_deepspeed_trains_a_bfloat16_backbone_with_an_fp32_head(name: str, tmp_path: Path) -> None:
+    if find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    where = [f"strategy={name}", "trainer.devices=2", "trainer.accelerator=cpu"]
+    done = rlhf(tmp_path, "experiment=debug", *where, "model.dtype=bfloat16", timeout=1500)
+    assert done.returncode == 0, done.stderr
