@@ -15,6 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlhf_lightning import compose
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.tasks import reward as stage
 from rlhf_lightning.tasks.reward_metrics import Judged, split_metrics
@@ -180,3 +181,14 @@ def test_the_manifest_holds_bias_and_gain(trained: Path, pipeline_outputs: Path)
         config = json.loads((run / "artifact/config.json").read_text())
         assert manifest["metrics"]["reward/bias"] == config["reward_bias"]
         assert manifest["metrics"]["reward/gain"] == config["reward_gain"]
+
+
+def test_answers_to_other_prompts_are_learned_from_where_they_are_asked_for() -> None:
+    records = [
+        {"prompt": [], "completions": [f"a {i}", f"b {i}"], "ranks": [0, 1]} for i in range(9)
+    ]
+    for asked in (0, 2):
+        root = compose.check(compose.compose([f"reward.foreign_completions={asked}"]))
+        job: Any = SimpleNamespace(root=root, seed=lambda purpose: 1)
+        found = stage._to_learn_from(job, records)  # type: ignore[arg-type]
+        assert [len(record["completions"]) for record in found] == [2 + asked] * 9

@@ -63,6 +63,9 @@ class RewardConfig:
     arXiv:2307.09288). 0: none, as in [I]."""
     centering: float = 0.0
     """Weight of the penalty on squared mean score of a pair; keeps scores near 0. 0: none, as in [I]."""
+    foreign_completions: int = 0
+    """Answers to other prompts that each prompt of training gets beside its completions, as its worst: what does not
+    answer the prompt loses (Liu et al. 2024, arXiv:2409.13156). 0: none, as in [I]."""
     label_smoothing: float = 0.0
     """Assumed share of flipped labels. 0: none, as in [I]."""
     calibration_demonstrations: int = 512
@@ -100,6 +103,12 @@ class RewardConfig:
             "calibration_demonstrations",
         ):
             require(getattr(self, key) >= 1, f"reward.{key}", ">= 1", getattr(self, key))
+        require(
+            self.foreign_completions >= 0,
+            "reward.foreign_completions",
+            ">= 0",
+            self.foreign_completions,
+        )
         for name, part in self.rank_by.items():
             require(part.kind == "function", f"reward.rank_by.{name}.kind", "function", part.kind)
         require(

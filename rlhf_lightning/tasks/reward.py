@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from rlhf_lightning.config import RewardConfig
 from rlhf_lightning.data.batching import comparison_batches
 from rlhf_lightning.data.datamodule import StageData
+from rlhf_lightning.data.foreign import WithForeign
 from rlhf_lightning.data.records import Record
 from rlhf_lightning.data.stored import Reordered, StoredRecords
 from rlhf_lightning.errors import UserError
@@ -59,7 +60,7 @@ def run(job: Job) -> dict[str, float]:
             over_long=job.mixture.over_long,
             prefetch=2,
         )
-        for records, first in ((_in_order(job, train), True), (held_out["validation"], False))
+        for records, first in ((_to_learn_from(job, train), True), (held_out["validation"], False))
     ]
     module = RewardModule(hp, model, job.optimizer(hp.optimizer), total_steps=len(loaders[0]))
     fit(
@@ -123,6 +124,11 @@ def _of_member(job: Job, purpose: str) -> str:
     """What a seed is for; each member of an ensemble has its own."""
     member = job.root.reward_source.member
     return f"{purpose} of member {member}" if member else purpose
+
+
+def _to_learn_from(job: Job, records: StoredRecords) -> Sequence[Record]:
+    ordered, foreign = _in_order(job, records), job.root.reward.foreign_completions
+    return WithForeign(ordered, foreign, seed=job.seed("foreign")) if foreign else ordered
 
 
 def _in_order(job: Job, records: StoredRecords) -> Sequence[Record]:
