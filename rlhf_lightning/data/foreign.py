@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import overload
 
 from rlhf_lightning.data.records import Record
+from rlhf_lightning.data.stored import LazyRecords
 
 
-class WithForeign(Sequence[Record]):
+class WithForeign(LazyRecords):
     """Each comparison with `foreign` more completions, below all of its own: the best ones of other comparisons.
 
     Which ones follows from the seed and the place alone; nothing is read before it is asked for. A record keeps fewer
@@ -26,18 +26,11 @@ class WithForeign(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.records)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _record(self, index: int) -> Record:
         record, others = self.records[index], len(self.records) - 1
-        place = index % len(self.records)
-        rng = random.Random(f"{self.seed}/{place}")
+        rng = random.Random(f"{self.seed}/{index}")
         drawn = rng.sample(range(others), min(self.foreign, others))
-        texts = [best_completion(self.records[i + (i >= place)]) for i in drawn]
+        texts = [best_completion(self.records[i + (i >= index)]) for i in drawn]
         new = [text for text in dict.fromkeys(texts) if text not in record["completions"]]
         return with_losers(record, new)
 

@@ -12,7 +12,26 @@ from typing import Any, overload
 from rlhf_lightning.data.records import Record
 
 
-class StoredRecords(Sequence[Record]):
+class LazyRecords(Sequence[Record]):
+    """Records that are read or made when they are asked for; `_record` says how."""
+
+    def _record(self, index: int) -> Record:
+        """The record at 0 ≤ index < len."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self._record(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._record(index % len(self))
+
+
+class StoredRecords(LazyRecords):
     """A JSON Lines file as a sequence; in memory is one offset a record."""
 
     def __init__(self, path: Path) -> None:
@@ -25,17 +44,9 @@ class StoredRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
+    def _record(self, index: int) -> Record:
         with self.path.open("rb") as file:
-            file.seek(self._starts[index % len(self)])
+            file.seek(self._starts[index])
             return json.loads(file.readline())
 
     def __iter__(self) -> Iterator[Record]:
@@ -44,7 +55,7 @@ class StoredRecords(Sequence[Record]):
                 yield json.loads(line)
 
 
-class Reordered(Sequence[Record]):
+class Reordered(LazyRecords):
     """A sequence of records in another order; none of them is read before it is asked for."""
 
     def __init__(self, records: Sequence[Record], order: Sequence[int]) -> None:
@@ -53,13 +64,7 @@ class Reordered(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.order)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self.records[i] for i in self.order[index]]
+    def _record(self, index: int) -> Record:
         return self.records[self.order[index]]
 
 

@@ -13,11 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.runs.batch_job import BatchJob, batch_job
@@ -61,7 +60,7 @@ class Task:
         self.folder, self.max_requeues = folder, max_requeues
         self._signals: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
-        self._limit_settled = False
+        self._terms_answered = 0
         self._goes_on = False
         """Another go was asked for while the command still ran."""
 
@@ -75,12 +74,13 @@ class Task:
         if self.job.restarts > self.max_requeues:
             return self._give_up()
         try:
-            code = self._watch(command)
+            self._process = self._start(command)
         except OSError as error:
             reason = f"{command[0]} cannot be started: {error.strerror}"
             self._say(reason)
             self._leave(FAILED, COMMAND_NOT_FOUND, reason)
             return COMMAND_NOT_FOUND
+        code = self._watch(self._process)
         if self._goes_on:
             self._linger()
             return _exit_code(code)
@@ -89,50 +89,48 @@ class Task:
         self._leave(FINISHED if code == 0 else FAILED, code, None if code == 0 else self._why(code))
         return _exit_code(code)
 
-    def _watch(self, command: Sequence[str]) -> int:
+    def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Raises: OSError where there is no such command."""
         environment = dict(os.environ)
         environment.pop("HYDRA_FULL_ERROR", None)  # of the command that submitted this
-        with ExitStack() as stack:
-            output: IO[bytes] | None = None
-            if self.folder is not None:
-                environment[FOLDER] = str(self.folder.path)
-                output = stack.enter_context(open(self.folder.log, "ab"))
-            self._process = subprocess.Popen(
+        if self.folder is None:
+            return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        environment[FOLDER] = str(self.folder.path)
+        with open(self.folder.log, "ab") as output:
+            return subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=None if output is None else subprocess.STDOUT,
+                stderr=subprocess.STDOUT,
             )
-            for signum in self._signals:  # that came before there was a process
-                self._process.send_signal(signum)
-            while (code := self._process.poll()) is None:
-                if signal.SIGTERM in self._signals and not self._limit_settled:
-                    self._at_limit()
-                time.sleep(POLL_S)
-            return code
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code, once it has ended."""
+        for signum in self._signals:  # that came before there was a process
+            process.send_signal(signum)
+        while (code := process.poll()) is None:
+            if self._signals.count(signal.SIGTERM) > self._terms_answered:
+                self._at_limit()
+            time.sleep(POLL_S)
+        return code
 
     def _at_limit(self) -> None:
         """At the time limit itself SLURM kills after `KillWait`, and a step may take longer than that: another go is
         asked for at once. What was done since the last checkpoint is lost then, the job is not."""
+        terms = self._signals.count(signal.SIGTERM)
         try:
             now = standing(self.job.name)
-        except NoAnswer:
-            time.sleep(PAUSE_S)
-            return
-        self._limit_settled = True
-        if not now.over_time or now.restarts > self.job.restarts:
-            return
-        if self.job.restarts >= self.max_requeues:
-            self._give_up()
-            return
-        code = 128 + signal.SIGTERM
-        try:
-            self._put_back(code)
-            self._goes_on = True
-        except NoAnswer as error:
+            if now.over_time and now.restarts <= self.job.restarts:
+                if self.job.restarts < self.max_requeues:
+                    self._put_back(128 + signal.SIGTERM)
+                    self._goes_on = True
+                else:
+                    self._give_up()
+            self._terms_answered = terms
+        except NoAnswer as error:  # asked again
             self._say(f"cannot ask for another go: {error}")
-            self._limit_settled = False
+            time.sleep(PAUSE_S)
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         self._signals.append(signum)

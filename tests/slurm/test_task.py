@@ -151,6 +151,22 @@ def test_a_step_that_is_longer_than_the_warning_costs_the_step_and_not_the_job(
     assert (tmp_path / "asked").read_text().splitlines() == ["show job --oneliner 7", "requeue 7"]
 
 
+def test_at_the_limit_of_its_last_go_a_job_that_is_deaf_leaves_the_reason(tmp_path: Path) -> None:
+    process = job(
+        tmp_path, DEAF, state="COMPLETING", reason="TimeLimit", SLURM_RESTART_COUNT="2"
+    )  # of two allowed
+    until_up(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + 100
+    while JobFolder(tmp_path).outcome() is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()  # as SLURM does after a while; its command sees that and ends
+    process.wait(timeout=100)
+    assert outcome(tmp_path)[0] == "failed"
+    assert (tmp_path / "asked").read_text().splitlines() == ["show job --oneliner 7"]
+
+
 def test_a_command_that_cannot_be_started_says_so(tmp_path: Path) -> None:
     process = job(tmp_path, "", program="apptainer-that-is-not-here")
     assert process.wait(timeout=100) == 127
