@@ -8,7 +8,7 @@ import torch
 from rlhf_lightning import processes
 from rlhf_lightning.stages.rollout import Sampling, collect
 from rlhf_lightning.stages.watching import weighted_means
-from tests.stages.test_ppo import reward, tokenizer
+from tests.stages.tiny_ppo import reward, tokenizer
 from tests.tiny import prompt_batch, tiny_policy, tiny_scorer
 
 

@@ -7,7 +7,7 @@ import torch
 from rlhf_lightning.data.batching import Prompt
 from rlhf_lightning.stages.rollout import Sampling, collect
 from rlhf_lightning.tasks.sampling import speak
-from tests.stages.test_ppo import tokenizer
+from tests.stages.tiny_ppo import tokenizer
 from tests.tiny import prompt_batch, tiny_policy
 
 

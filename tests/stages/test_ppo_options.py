@@ -1,0 +1,81 @@
+"""PPO's options: warm-up, refresh, average, KL and ratio limits, PPO-ptx."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf_lightning.config import AdaptiveKLConfig, PTXConfig
+from tests.stages.tiny_ppo import HP, batches, fit, module, weights
+from tests.tiny import tiny_policy
+
+
+def test_critic_warmup_leaves_the_policy_alone_and_moves_the_value_model():
+    ppo = module(replace(HP, iterations=1, critic_warmup_iterations=1))
+    policy, value = copy.deepcopy(ppo.policy.state_dict()), copy.deepcopy(ppo.value.state_dict())
+    fit(ppo)
+    assert all(torch.equal(policy[k], v) for k, v in ppo.policy.state_dict().items())
+    assert not torch.equal(value["score.weight"], ppo.value.score.weight)
+
+
+def test_reference_refresh_copies_the_policy():
+    ppo = module(replace(HP, iterations=2, reference_refresh_every=2))
+    fit(ppo)
+    assert all(
+        torch.equal(ppo.policy.state_dict()[k], v) for k, v in ppo.reference.state_dict().items()
+    )
+
+
+def test_ema_is_the_running_average_of_the_policy():
+    """One iteration: average = d·start + (1 − d)·end."""
+    ppo = module(replace(HP, iterations=1, ema_decay=0.75))
+    start = [p.detach().clone() for p in ppo.policy.parameters()]
+    fit(ppo)
+    for before, after, average in zip(
+        start, ppo.policy.parameters(), ppo.ema.parameters(), strict=True
+    ):
+        torch.testing.assert_close(average, 0.75 * before + 0.25 * after.detach())
+    ppo.export_average()
+    for exported, average in zip(ppo.policy.parameters(), ppo.ema.parameters(), strict=True):
+        torch.testing.assert_close(exported.detach(), average, rtol=0, atol=0)
+
+
+def test_adaptive_kl_raises_the_coefficient_where_kl_is_above_target():
+    """e = clip(KL/target − 1, ±0.2) = 0.2 after a policy that is far away; β = 0.05·(1 + 0.2·8/100) = 0.0508."""
+    hp = replace(
+        HP, iterations=1, adaptive_kl=AdaptiveKLConfig(enabled=True, target=0.01, horizon=100)
+    )
+    ppo = module(hp, reference=tiny_policy(9))
+    fit(ppo)
+    assert ppo.progress.kl_coef == pytest.approx(0.0508)
+
+
+def test_target_kl_stops_the_epochs_early():
+    ppo = module(replace(HP, iterations=1, epochs=4, target_kl=1e-9))
+    seen = fit(ppo)[0]
+    assert seen["ppo/early_stops"] == 1 and seen["ppo/minibatches"] == 2  # the first has ratio one
+
+
+def test_a_ratio_spike_skips_the_minibatch_and_counts_it():
+    ppo = module(replace(HP, iterations=1, ratio_spike=1e-6))
+    before = weights(ppo)
+    seen = fit(ppo)[0]
+    assert seen["ppo/skipped_minibatches"] == 4  # 2 epochs × 2 minibatches
+    assert torch.equal(before, weights(ppo))
+
+
+def test_ptx_adds_the_text_loss_times_its_coefficient():
+    plain, mixed = module(HP), module(replace(HP, ptx=PTXConfig(coef=1.0)))
+    fit(plain)
+    seen = fit(mixed, batches(3, text=True))
+    assert seen[0]["ppo/ptx_loss"] > 0
+    assert not torch.equal(weights(plain), weights(mixed))
+
+
+def test_the_value_models_own_learning_rate():
+    ppo = module(replace(HP, value_lr=0.5))
+    groups = ppo.configure_optimizers().param_groups
+    assert [g["lr"] for g in groups] == [1e-3, 0.5]
