@@ -276,8 +276,8 @@ def test_a_run_that_is_not_there_yet_has_the_tokens_it_will_start_from(
         ("demonstration", "[1, 2]", "must be a JSON object, got [1, 2]"),
         (
             "demonstration",
-            json.dumps({"messages": [USER]}),
-            "a demonstration must end with an assistant turn, got user",
+            json.dumps({"messages": [USER | {"role": "judge"}, USER | {"role": "assistant"}]}),
+            "messages[0].role must be one of system, user, assistant, got 'judge'",
         ),
         (
             "comparison",

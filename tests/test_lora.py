@@ -37,8 +37,8 @@ from rlhf_lightning.stages.rollout import to_experience
 from rlhf_lightning.tasks import ppo as ppo_task
 from tests.harness import rlhf_here, start, wait_for
 from tests.models.test_adapters import disturb
-from tests.stages.test_ppo import HP, batches, module
-from tests.stages.test_ppo import LORA as RANK_2
+from tests.stages.test_ppo_adapters import LORA as RANK_2
+from tests.stages.tiny_ppo import HP, batches, module
 from tests.tiny import tiny_policy, tiny_scorer
 
 # so large a rate that a few steps move the logits by more than rounding

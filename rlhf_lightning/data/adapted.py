@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -165,8 +166,11 @@ class AdaptedSource:
         asked = np.asarray(found.pop("asked", Found()).contents)
         derived = found.pop("derived", None)
         held_out: list[np.ndarray] = []
-        for kind, entries in found.items():
-            self._keep(kind, entries, rules, held_out, count_repeats=True)
+        of_singles = replace(rules, limit=rules.limit and rules.limit * self._turns)
+        for kind in sorted(found):
+            entries = found.pop(kind)  # what is settled needs its memory no more
+            self._keep(kind, entries, of_singles if kind == _SINGLE else rules, held_out)
+            del entries
         if derived is not None:
             self._add_derived(derived, asked, rules, held_out)
         keys = np.concatenate(held_out) if held_out else np.empty(0, np.uint64)
@@ -177,8 +181,7 @@ class AdaptedSource:
     ) -> None:
         """Prompts of other records, but those that rows of prompts say too."""
         own = {split: self._places.pop(("prompt", split), None) for split in SPLITS}
-        new = np.flatnonzero(~np.isin(np.asarray(derived.contents), asked))
-        self._keep("prompt", derived.only(new), rules, held_out, count_repeats=False)
+        self._keep("prompt", derived, rules, held_out, but=asked)
         for split, places in own.items():
             if places is not None:
                 both = places + self._places["prompt", split]
@@ -191,9 +194,9 @@ class AdaptedSource:
         rules: Rules,
         held_out: list[np.ndarray],
         *,
-        count_repeats: bool,
+        but: np.ndarray | None = None,
     ) -> None:
-        places, removed, keys = settle(kind, entries, rules, count_repeats=count_repeats)
+        places, removed, keys = settle(kind, entries, rules, but=but)
         self.removed += removed
         if kind != "text":
             held_out.append(keys)

@@ -243,6 +243,8 @@ def _packed(
     fitting = [document for document in encoded if document is not None]
     counts = {"examples": len(fitting), "too_long": len(encoded) - len(fitting)}
     counts |= {"cut": cut} if cut else {}
+    not_learnt = sum(document.replies_not_learnt for document in fitting)
+    counts |= {"replies_not_learnt": not_learnt} if not_learnt else {}
     return collate.pack(fitting, max_length, _pad(tokenizer)), counts
 
 

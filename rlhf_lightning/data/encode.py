@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
 
 from rlhf_lightning.data.plain import marked_messages, plain_text
 from rlhf_lightning.data.records import Message
@@ -29,6 +31,8 @@ class Encoded:
     ids: Ids
     loss_mask: list[bool]
     """True where the token is a target. Never the first one: nothing predicts it."""
+    replies_not_learnt: int = 0
+    """Earlier answers that are no targets, because the template shows them otherwise than they were said."""
 
     @property
     def reply_tokens(self) -> int:
@@ -59,7 +63,10 @@ def encode_demonstration(
 ) -> Encoded | None:
     """The rendered conversation; targets are the assistant's tokens and the EOS of its turns.
 
-    Raises: UserError if the chat template does not render a conversation as its prefix plus what follows.
+    Some templates (Qwen3's) rewrite earlier answers when the conversation goes on. Then the last answer alone is
+    learnt, behind what the sampler would see there.
+
+    Raises: UserError if the chat template does not even render a prompt as the beginning of its answered form.
     """
     return encode_demonstrations(tokenizer, [messages], max_length)[0]
 
@@ -74,8 +81,10 @@ def encode_demonstrations(
     tokens = iter(_tokenise(tokenizer, [piece for row in pieces for piece in row]))
     bos, (eos,) = _bos(tokenizer), _eos(tokenizer)
     encoded: list[Encoded | None] = []
-    for row in pieces:
+    for messages, row in zip(conversations, pieces, strict=True):
         document = _document([next(tokens) for _ in row], bos, eos)
+        replies = sum(message["role"] == "assistant" for message in messages)
+        document.replies_not_learnt = replies - len(row) // 2
         encoded.append(document if len(document.ids) <= max_length else None)
     return encoded
 
@@ -127,7 +136,10 @@ def _document(pieces: Sequence[Ids], bos: Ids, eos: int) -> Encoded:
 def _pieces(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
 ) -> list[list[str]]:
-    """Each conversation's rendering, cut where an assistant turn begins and where it ends."""
+    """Each conversation's rendering, cut where an assistant turn begins and where it ends.
+
+    If that of what came before is not the beginning of what follows: of the last turn alone.
+    """
     turns = [
         [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for messages in conversations
@@ -137,22 +149,22 @@ def _pieces(
     after = iter(_render(tokenizer, [m[: i + 1] for m, t in pairs for i in t], generate=False))
     pieces: list[list[str]] = []
     for messages, places in pairs:
-        row, done = [], ""
-        for i in places:
-            for text in (next(before), next(after)):
-                if not text.startswith(done):
-                    raise _template_error(messages, i, done, text)
-                row.append(text[len(done) :])
-                done = text
+        texts = [text for _ in places for text in (next(before), next(after))]
+        row = _differences(texts) or _differences(texts[-2:])
+        if row is None:
+            raise UserError(
+                "the tokenizer's chat_template must render a conversation as what came before plus the next turn; at"
+                f" message {len(messages) - 1} it does not: {texts[-2][-40:]!r} is not in {texts[-1][:80]!r}"
+            )
         pieces.append(row)
     return pieces
 
 
-def _template_error(messages: Sequence[Message], turn: int, prefix: str, text: str) -> UserError:
-    return UserError(
-        "the tokenizer's chat_template must render a conversation as what came before plus the next turn; "
-        f"at message {turn} of {len(messages)} it does not: {prefix[-40:]!r} is not in {text[:80]!r}"
-    )
+def _differences(texts: Sequence[str]) -> list[str] | None:
+    """What each text adds to the one before; None where one does not begin with the one before."""
+    if not all(text.startswith(done) for done, text in pairwise(texts)):
+        return None
+    return [text[len(done) :] for done, text in pairwise(["", *texts])]
 
 
 def _render(
@@ -164,13 +176,25 @@ def _render(
     if not conversations:
         return []
     plain = plain_text(tokenizer)
-    rendered: Any = tokenizer.apply_chat_template(
-        [marked_messages(plain, messages) for messages in conversations],
-        tokenize=False,
-        add_generation_prompt=generate,
-        enable_thinking=False,  # templates that know it put an empty thought before an answer otherwise
-    )
+    try:
+        rendered: Any = tokenizer.apply_chat_template(
+            [marked_messages(plain, messages) for messages in conversations],
+            tokenize=False,
+            add_generation_prompt=generate,
+            enable_thinking=False,  # templates that know it put an empty thought before an answer otherwise
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"the tokenizer's chat_template must render every conversation, got {error} at one of the roles"
+            f" {_unlike(conversations)}"
+        ) from None
     return rendered
+
+
+def _unlike(conversations: Sequence[Sequence[Message]]) -> str:
+    """The orders of roles that there are, a few of them."""
+    orders = sorted({"-".join(m["role"] for m in messages) or "none" for messages in conversations})
+    return ", ".join(orders[:4]) + (", ..." if len(orders) > 4 else "")
 
 
 def _said(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:

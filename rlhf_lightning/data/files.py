@@ -13,7 +13,8 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,33 +67,54 @@ class _FileRows:
         self._paths, self._args = paths, args
         self._stores: list[IO[bytes]] = []
         self._open = ExitStack()
-        weakref.finalize(self, self._open.close)
+        weakref.finalize(self, _close, self._open)
 
     def scan(self) -> Iterator[tuple[str, tuple[int, int, int], Any]]:
         for number, path in enumerate(self._paths):
-            plain = path.suffix == ".jsonl"
-            store = self._open.enter_context(
-                path.open("rb") if plain else tempfile.TemporaryFile()  # noqa: SIM115
-            )
-            self._stores.append(store)
-            start, empty = 0, True
-            for where, line in rows_of(path, self._args, self._count):
-                if line.strip():
-                    empty = False
-                    yield where, (number, start, len(line)), parse(line, where)
-                if not plain:
-                    store.write(line)
-                start += len(line)
-            store.flush()
+            empty = True
+            try:
+                for where, start, line in self._stored(path):
+                    if line.strip():
+                        empty = False
+                        yield where, (number, start, len(line)), parse(line, where)
+            except OSError as error:  # of reading, rows_of tells
+                raise UserError(
+                    f"{path}: must be readable, and fit as JSON Lines into {tempfile.gettempdir()} (TMPDIR names"
+                    f" another folder), got {error}"
+                ) from None
             if empty:
                 raise UserError(f"{path}: must hold at least one record, got an empty file")
+
+    def _stored(self, path: Path) -> Iterator[tuple[str, int, bytes]]:
+        """Every line, and where it begins in what it can be read from again: the file, or else a copy."""
+        plain = path.suffix == ".jsonl"
+        store = self._open.enter_context(path.open("rb")) if plain else self._copies
+        self._stores.append(store)
+        start = 0 if plain else store.seek(0, os.SEEK_END)
+        for where, line in rows_of(path, self._args, self._count):
+            yield where, start, line
+            if not plain:
+                store.write(line)
+            start += len(line)
+        if not plain:
+            store.flush()
 
     def read(self, file: int, start: int, length: int) -> Any:
         # pread has no shared cursor: threads may read at the same time
         return parse(os.pread(self._stores[file].fileno(), length, start), str(self._paths[file]))
 
+    @cached_property
+    def _copies(self) -> IO[bytes]:
+        """Of all files that are no plain JSON Lines; one, because open files are few."""
+        return self._open.enter_context(tempfile.TemporaryFile())
+
     def _count(self, reason: str, count: int) -> None:
         self.removed[reason] += count
+
+
+def _close(files: ExitStack) -> None:
+    with suppress(OSError):  # a copy that could not be written, which was told
+        files.close()
 
 
 def sha256_of(path: Path) -> str:

@@ -67,17 +67,23 @@ class _ArrowRows:
         self.digest = hashlib.sha256()
         self._name = dataset.name
         self._table = _loaded(dataset, key)
+        self._texts = {
+            name
+            for name, feature in self._table.features.items()
+            if getattr(feature, "dtype", None) in ("string", "large_string")
+            and self._table.data.column(name).null_count < len(self._table)
+        }
 
     def scan(self) -> Iterator[tuple[str, tuple[int, int, int], Any]]:
         if len(self._table) == 0:
             raise UserError(f"{self._name}: must hold at least one record, got an empty dataset")
         for number, given in enumerate(self._table):
-            row = present(given)
+            row = present(given, self._texts)
             self.digest.update(line_of(row))
             yield f"{self._name}[{number}]", (0, number, 0), row
 
     def read(self, file: int, start: int, length: int) -> Any:
-        return present(self._table[start])
+        return present(self._table[start], self._texts)
 
 
 def _loaded(dataset: HubDataset, key: str) -> Any:

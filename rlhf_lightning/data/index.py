@@ -72,32 +72,32 @@ class Found:
         self.keys.append(key)
         self.contents.append(content)
 
-    def only(self, rows: np.ndarray) -> Found:
-        """These rows alone."""
-        columns = (self.files, self.starts, self.lengths, self.subs, self.keys, self.contents)
-        return Found(*(array(c.typecode, np.asarray(c)[rows].tobytes()) for c in columns))
-
     def places(self, kept: np.ndarray) -> Places:
         columns = (self.files, self.starts, self.lengths, self.subs)
         return Places(*(np.asarray(column)[kept] for column in columns))
 
 
 def settle(
-    kind: str, found: Found, rules: Rules, *, count_repeats: bool
+    kind: str, found: Found, rules: Rules, *, but: np.ndarray | None = None
 ) -> tuple[dict[str, Places], Counter[str], np.ndarray]:
-    """Each split's places, what was removed and why, and the keys of the held-out splits."""
+    """Each split's places, what was removed and why, and the keys of the held-out splits.
+
+    Contents in `but` are passed over, and repeats are not counted then.
+    """
     removed: Counter[str] = Counter()
     keys, contents = np.asarray(found.keys), np.asarray(found.contents)
     kept = np.sort(np.unique(contents, return_index=True)[1])
-    if count_repeats:
+    if but is None:
         removed["duplicate"] = len(keys) - len(kept)
-    splits = splits_of(keys[kept], rules)
-    held_out = np.unique(keys[kept[splits != 0]])
-    for reason, unwanted in _unwanted(kind, keys[kept], rules).items():
-        gone = unwanted & (splits == 0) & (kept >= 0)
+    elif len(but):
+        kept = kept[~np.isin(contents[kept], but)]
+    keys = keys[kept]
+    splits = splits_of(keys, rules)
+    held_out = np.unique(keys[splits != 0])
+    for reason, unwanted in _unwanted(kind, keys, rules).items():
+        gone = unwanted & (splits == 0)
         removed[reason] = int(gone.sum())
-        kept = np.where(gone, -1, kept)
-    splits, kept = splits[kept >= 0], kept[kept >= 0]
+        splits[gone] = -1
     chosen = {name: kept[splits == i][: rules.limit] for i, name in enumerate(SPLITS)}
     places = {name: found.places(rows) for name, rows in chosen.items()}
     return places, +removed, held_out
@@ -105,9 +105,12 @@ def settle(
 
 def splits_of(keys: np.ndarray, rules: Rules) -> np.ndarray:
     """Index into SPLITS for each 64-bit key, as `records.split_of` has it."""
-    uniform = keys.astype(np.float64) / 2.0**64
-    test, validation = rules.test_fraction, rules.validation_fraction
-    return np.select([uniform < test, uniform < test + validation], [2, 1], 0)
+    uniform = keys.astype(np.float64)
+    uniform /= 2.0**64
+    splits = np.zeros(len(keys), np.int8)
+    splits[uniform < rules.test_fraction + rules.validation_fraction] = 1
+    splits[uniform < rules.test_fraction] = 2
+    return splits
 
 
 def for_prompts_alone(keys: np.ndarray, fraction: float) -> np.ndarray:

@@ -229,8 +229,14 @@ class Mixture:
         ]
         if not members:
             seen = "; ".join(f"{n}: {sizes[n]} records, weight {weights[n]:g}" for n in having)
-            raise UserError(f"mix.sources: no {_plural(kind)} in the {split} split ({seen})")
+            hint = "" if split == "train" else self._hint(kind, split, having)
+            raise UserError(f"mix.sources: no {_plural(kind)} in the {split} split ({seen}){hint}")
         return members
+
+    def _hint(self, kind: str, split: str, having: list[str]) -> str:
+        training = sum(self.size_of(name, kind, "train") or 0 for name in having)
+        key, share = f"mix.{split}_fraction", getattr(self._config, f"{split}_fraction")
+        return f"; {key}={share:g} took none of {training} that are for training now: a larger share takes more"
 
     def _cap(self, name: str, size: int | None, split: str) -> int | None:
         """What is held out is asked once: a small source must not count several times."""

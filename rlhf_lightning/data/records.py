@@ -94,13 +94,14 @@ def _folded(text: str) -> str:
 
 
 def split_key(record: Mapping[str, Any]) -> str:
-    """What decides a record's split: its conversation up to the first user message.
+    """What decides a record's split: its conversation up to the first user message, without a system message.
 
     Two turns of one conversation share it, so that no split sees the answer to another split's prompt.
     """
     opening: list[Message] = []
     for message in prompt_of(record):
-        opening.append(message)
+        if message["role"] != "system":
+            opening.append(message)
         if message["role"] == "user":
             break
     return prompt_key(opening)

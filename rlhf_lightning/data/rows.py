@@ -9,7 +9,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,6 +34,9 @@ _MIXED_CELLS = {
     "target": (str,),
 }
 """Columns that hold text, or JSON: a list of these, or (`prompt`) one object."""
+
+_ARROW_TEXTS = ("string", "large_string", "string_view", "binary", "large_binary")
+"""Column types that hold texts; bytes are those of writers that do not say so."""
 
 _LONGEST_CELL = 2**31 - 1
 """Characters; Python's own limit is 131,072."""
@@ -122,15 +125,20 @@ def _json(path: Path, file: IO[bytes]) -> Iterator[Row]:
 
 
 def _csv(path: Path, file: IO[bytes]) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_CELL)
     # closes `file` too, or the wrapper would complain that it was left open
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
-        yield from _csv_rows(path, lines)
+        filled: set[str] = set()
+        for row in csv.DictReader(lines):
+            filled |= {str(key) for key, cell in row.items() if cell}
+        lines.seek(0)
+        yield from _csv_rows(path, lines, filled)
 
 
-def _csv_rows(path: Path, lines: IO[str]) -> Iterator[Row]:
-    csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.DictReader(lines)
-    for row in reader:
+def _csv_rows(path: Path, lines: IO[str], filled: Collection[str]) -> Iterator[Row]:
+    """The rows without the columns that are empty in all of them: which columns there are tells the format."""
+    reader = csv.DictReader(lines, strict=True)  # a quote that is not closed would swallow rows
+    for row in _with_line(path, reader):
         where = f"{path}:{reader.line_num}"
         if None in row:
             cells = len(reader.fieldnames or ())
@@ -138,16 +146,27 @@ def _csv_rows(path: Path, lines: IO[str]) -> Iterator[Row]:
                 f"{where}: must have {cells} cells like the header, got {cells + len(row[None])}"
                 " (a text with a comma needs quotes)"
             )
-        record = {str(key): cell for key, cell in row.items() if cell is not None}
-        yield where, line_of({key: _cell(key, cell, where) for key, cell in record.items() if cell})
+        record = {str(key): cell or "" for key, cell in row.items() if str(key) in filled}
+        yield (
+            where,
+            line_of({k: _cell(k, c) for k, c in record.items() if c or k not in _JSON_CELLS}),
+        )
 
 
-def _cell(key: str, cell: str, where: str) -> object:
+def _with_line(path: Path, reader: csv.DictReader[Any]) -> Iterator[dict[Any, Any]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: must be CSV, got {error}") from None
+
+
+def _cell(key: str, cell: str) -> object:
+    """Text, or what its JSON says. A format that needs a list will say so where there is a text."""
     if key in _JSON_CELLS:
         try:
             return json.loads(cell)
-        except (ValueError, TypeError):
-            raise UserError(f"{where}: {key} must be JSON, got {cell!r:.60}") from None
+        except ValueError:
+            return cell
     if key in _MIXED_CELLS and isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
             value = json.loads(cell)
@@ -169,12 +188,23 @@ def _parquet(path: Path, file: IO[bytes]) -> Iterator[Row]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+        table = pq.ParquetFile(file)
+        texts = {f.name for f in table.schema_arrow if str(f.type) in _ARROW_TEXTS}
+        texts = {name for name in texts if not _is_empty(table, name)}
+        for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
-                yield f"{path}[{number}]", line_of(present(row))
+                yield f"{path}[{number}]", line_of(present(row, texts))
                 number += 1
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: must be a Parquet file, got {error}") from None
+
+
+def _is_empty(table: Any, column: str) -> bool:
+    """Whether a column of a Parquet file holds nothing."""
+    return all(
+        batch.column(0).null_count == len(batch)
+        for batch in table.iter_batches(batch_size=65_536, columns=[column])
+    )
 
 
 def _txt(
@@ -214,9 +244,17 @@ def _without_licence(lines: Iterable[str], count: Callable[[str, int], None]) ->
     yield from held or ()
 
 
-def present(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table without the columns that are null."""
-    return {key: value for key, value in row.items() if value is not None}
+def present(row: dict[str, Any], texts: Collection[str]) -> dict[str, Any]:
+    """A row of a table without the cells that are null; in the columns `texts` they are empty texts.
+
+    So which columns a row has, and with it its format, is the same in every row of a table of texts. Columns that are
+    empty in all rows are no part of `texts`.
+    """
+    return {
+        key: "" if value is None else value
+        for key, value in row.items()
+        if value is not None or key in texts
+    }
 
 
 def line_of(record: object) -> bytes:

@@ -66,10 +66,14 @@ def _paragraphs(lines: Iterable[str], count: int) -> Iterator[str]:
             held = ""
         elif bare:
             held = f"{held}\n{line.rstrip()}" if held else line.rstrip()
-        while len(held) > count:
-            part = _part(held, count)
+        start = 0
+        while len(held) - start > count:
+            part = _part(held[start : start + count], count)
             yield part
-            held = held[len(part) :].lstrip()
+            start += len(part)
+            while start < len(held) and held[start].isspace():
+                start += 1
+        held = held[start:]
     if held:
         yield held
 

@@ -77,7 +77,7 @@ def fit(
             trainer.validate(module, data, verbose=False)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     for name, count in sorted(data.train.counts.items()):
-        if count and any(word in name for word in ("too_long", "dropped", "cut")):
+        if count and any(word in name for word in ("too_long", "dropped", "cut", "not_learnt")):
             job.say(f"{count} {name.replace('_', ' ')}")
     return trainer
 

@@ -50,6 +50,7 @@ def run(job: Job) -> dict[str, float]:
         f"{stage}/examples": float(train.counts["examples"]),
         f"{stage}/examples_too_long": float(train.counts["too_long"]),
         f"{stage}/examples_cut": float(train.counts["cut"]),
+        f"{stage}/replies_not_learnt": float(train.counts["replies_not_learnt"]),
         f"{stage}/parameters": float(parameters_of(model)),
         f"{stage}/trained_parameters": float(module.trained_parameters),
     } | job.mixture.counts()

@@ -228,3 +228,39 @@ def test_a_template_that_knows_of_thoughts_is_asked_for_none(tokenizer):
     assert encoded is not None and encoded.ids[: len(prompt)] == prompt
     (learnt,) = targets(tokenizer, encoded)
     assert learnt.startswith("Hello") and "think" not in learnt
+
+
+def test_where_thoughts_are_taken_out_of_earlier_answers_the_last_one_is_learnt(tokenizer):
+    """What comes before is what the sampler would see; what is not learnt is counted."""
+    original = tokenizer.chat_template
+    tokenizer.chat_template = THINKING
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"Turn {i}."} for i in range(6)]
+    try:
+        encoded = collate.encode_demonstration(tokenizer, turns, 400)
+        prompt = collate.encode_prompt(tokenizer, turns[:-1])
+    finally:
+        tokenizer.chat_template = original
+    assert encoded is not None and encoded.ids[: len(prompt)] == prompt
+    (learnt,) = targets(tokenizer, encoded)
+    assert learnt.startswith("Turn 5.") and "think" not in learnt
+    assert encoded.replies_not_learnt == 2
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].role }}",  # Llama 3's, of a conversation that an answer begins
+        "{{ raise_exception('roles must alternate') }}",
+    ],
+)
+def test_what_a_template_refuses_is_told_in_one_line(tokenizer, template):
+    original = tokenizer.chat_template
+    tokenizer.chat_template = template
+    try:
+        with pytest.raises(
+            UserError, match=r"must render every conversation, .* the roles none"
+        ) as e:
+            collate.encode_demonstration(tokenizer, [{"role": "assistant", "content": "Hi"}], 200)
+    finally:
+        tokenizer.chat_template = original
+    assert "\n" not in str(e.value)

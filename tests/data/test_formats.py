@@ -142,11 +142,6 @@ def test_a_format_can_be_named_and_must_be_known(tmp_path):
             {"conversations": [{"from": "me", "value": "a"}]},
             r":2: conversations\[0\].from must be one of human, .*, got 'me'",
         ),
-        (
-            "sharegpt",
-            {"conversations": [{"from": "human", "value": "a"}]},
-            r":2: a demonstration must have an assistant turn, got \['user'\]",
-        ),
         ("qa_feedback", QA | {"preference": [0, 3]}, ":2: preference must be six labels 0, 1 or 2"),
         (
             "qa_feedback",
@@ -194,11 +189,6 @@ def test_a_format_can_be_named_and_must_be_known(tmp_path):
             {"prompt": "a", "completion": [U]},
             ":2: a demonstration must end with an assistant turn, got user",
         ),
-        (
-            "messages",
-            {"messages": [U]},
-            ":2: a demonstration must end with an assistant turn, got user",
-        ),
     ],
 )
 def test_a_malformed_row_of_a_known_format_is_refused_with_its_place(
@@ -219,6 +209,13 @@ def test_a_malformed_row_of_a_known_format_is_refused_with_its_place(
         ({"chosen": [U, A, U, A], "rejected": [U, B, U, A]}, "differs_before_the_last_turn"),
         ({"chosen": [A], "rejected": [B], "prompt": [A]}, "no_prompt"),
         ({"source": [], "target": ["a"]}, "empty"),
+        ({"text": " "}, "empty"),
+        ({"messages": [U, {"role": "assistant", "content": ""}]}, "empty"),
+        ({"messages": []}, "empty"),
+        ({"messages": [{"role": "user", "content": ""}]}, "empty"),
+        ({"conversations": []}, "no_answer"),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "no_answer"),
+        ({"prompt": "Another one.", "chosen": [U, A], "rejected": [U, B]}, "another_prompt"),
         ({"prompt": node("prompter", "a", deleted=True)}, "deleted"),
         ({"prompt": node("prompter", "a", review_result=False)}, "refused_by_reviewers"),
     ],
@@ -238,6 +235,61 @@ def test_rows_without_judgement_and_repeated_rows_are_counted(tmp_path):
     assert records(source, "prompt") == [{"prompt": [U]}]  # once, though two rows ask it
 
 
+def test_a_conversation_ends_with_its_last_answer_and_without_one_it_is_a_prompt():
+    empty = {"role": "system", "content": " "}
+    left = Removed("turn_after_the_last_answer")
+    assert adapted({"messages": [empty, U, A, U]}) == [
+        left,
+        ("demonstration", {"messages": [U, A]}),
+    ]
+    assert adapted({"messages": [empty, U]}) == [("prompt", {"prompt": [U]})]
+
+
+def test_sharegpt_turns_go_by_several_names_and_an_opening_answer_is_counted():
+    bing = {"from": "bing", "value": "Hello."}
+    turns = [bing, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    found = adapted({"conversations": turns})
+    assert found == [
+        Removed("answer_before_the_first_question"),
+        ("demonstration", {"messages": turns[1:]}),
+    ]
+
+
+@pytest.mark.parametrize("label", [True, 0, "False"])
+def test_an_answer_that_is_labelled_good_or_bad_is_no_demonstration(label):
+    with pytest.raises(UserError, match="a demonstration must not have a label, good or bad"):
+        adapted({"prompt": "a", "completion": "b", "label": label})
+
+
+def test_one_message_of_a_tree_is_no_text():
+    row = {"message_id": "1", "parent_id": None, "role": "prompter", "text": "Hi", "rank": None}
+    with pytest.raises(UserError, match="must be a whole tree of messages"):
+        adapted(row)
+
+
+def test_a_text_may_have_a_column_called_meta():
+    assert adapted({"text": "a", "meta": "pile"}) == [("text", {"text": "a"})]
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before"),
+    [
+        (U["content"] + "\n", [{**U, "content": U["content"] + "\n"}]),
+        (U["content"], [SYSTEM, U]),
+        ("And by day?", [U, A, {"role": "user", "content": "And by day?"}]),
+        ([U], [{"role": "system", "content": ""}, U]),
+    ],
+)
+def test_a_prompt_beside_whole_conversations_is_not_asked_twice(prompt, before):
+    row = {"prompt": prompt, "chosen": [*before, A], "rejected": [*before, B]}
+    (found,) = adapted(row)
+    assert found[1]["prompt"] == [m for m in before if m["content"]]
+    assert found[1]["completions"] == [A["content"], B["content"]]
+
+
 def test_conversations_without_a_prompt_share_their_beginning():
     (found,) = adapted({"chosen": [U, A, U, A], "rejected": [U, A, U, B]})
     assert found == (
@@ -250,12 +302,13 @@ def test_conversations_without_a_prompt_share_their_beginning():
     assert adapted({"prompt": [U], "chosen": [A], "rejected": [B]})[0][1]["prompt"] == [U]
 
 
-@pytest.mark.parametrize("start", ["", "\n\nHuman: Hi\n\nAssistant:"])
-def test_a_transcript_as_the_prompt_is_a_conversation(tmp_path, start):
+@pytest.mark.parametrize("cue", ["", "\n\nAssistant:"])
+@pytest.mark.parametrize("start", ["", "\n\nAssistant:", "\n\nHuman: Hi\n\nAssistant:"])
+def test_a_transcript_as_the_prompt_is_a_conversation(tmp_path, start, cue):
     """`chosen` and `rejected` are answers to it, or hold it."""
     path = tmp_path / "a.jsonl"
     row = {
-        "prompt": "\n\nHuman: Hi\n\nAssistant:",
+        "prompt": f"\n\nHuman: Hi{cue}",
         "chosen": f"{start} Hello.",
         "rejected": f"{start} No.",
     }
@@ -265,6 +318,57 @@ def test_a_transcript_as_the_prompt_is_a_conversation(tmp_path, start):
     )
     assert record["prompt"] == [{"role": "user", "content": "Hi"}]
     assert record["completions"] == ["Hello.", "No."]
+
+
+@pytest.mark.parametrize("cue", ["", "\n\nAssistant:"])
+def test_a_transcript_is_one_in_every_row_that_has_a_prompt(cue):
+    asked = f"\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Which bird?{cue}"
+    says = ("user", "Hi"), ("assistant", "Yes?"), ("user", "Which bird?")
+    messages = [{"role": role, "content": content} for role, content in says]
+    assert adapted({"prompt": asked}) == [("prompt", {"prompt": messages})]
+    demonstration = ("demonstration", {"messages": [*messages, A]})
+    assert adapted({"prompt": asked, "completion": " The owl."}) == [demonstration]
+
+
+@pytest.mark.parametrize("answer", [" The owl.", "Assistant: The owl.", "\n\nAssistant: The owl."])
+@pytest.mark.parametrize("end", ["", "\n\n", "\n\nAssistant:", "\n\nAssistant: "])
+def test_the_label_of_a_speaker_is_no_part_of_an_answer(end, answer):
+    asked = f"\n\nHuman: Which bird?{end}"
+    messages = [{"role": "user", "content": "Which bird?"}, A]
+    found = adapted({"prompt": asked, "completion": answer})
+    assert found == [("demonstration", {"messages": messages})]
+
+
+def test_an_answer_goes_on_where_its_prompt_began_it():
+    row = {
+        "prompt": "\n\nHuman: Which bird?\n\nAssistant: The",
+        "chosen": " owl.",
+        "rejected": " hen.",
+    }
+    (found,) = adapted(row)
+    assert found[1]["completions"] == ["The owl.", "The hen."]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Human: What is love?\nAssistant:", "Assistant: a chess engine.", "Human: a being?"]
+)
+def test_a_text_with_a_speakers_name_is_no_transcript(prompt):
+    expected = [("prompt", {"prompt": [{"role": "user", "content": prompt}]})]
+    assert adapted({"prompt": prompt}) == expected
+    (found,) = adapted({"prompt": "Define a person.", "completion": "Human: a being"})
+    assert found[1]["messages"][-1]["content"] == "Human: a being"
+
+
+@pytest.mark.parametrize("more", [{}, {"completion": "Hello."}])
+def test_a_transcript_that_asks_nothing_is_counted(more):
+    assert adapted({"prompt": "\n\nHuman: \n\nAssistant:", **more}) == [Removed("empty")]
+
+
+def test_a_conversation_that_a_greeting_begins_is_whole():
+    greeting = {"role": "assistant", "content": "Hello."}
+    row = {"prompt": [greeting, U], "chosen": [greeting, U, A], "rejected": [greeting, U, B]}
+    (found,) = adapted(row)
+    assert found[1]["prompt"] == [greeting, U]
 
 
 def test_an_hh_answer_of_no_words_can_lose():

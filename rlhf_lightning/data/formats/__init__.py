@@ -36,6 +36,11 @@ def format_of(row: Row, where: str) -> Format:
         return named("strings", where)
     if not isinstance(row, dict):
         raise UserError(f"{where}: must be a JSON object, got {row!r:.60}")
+    if {"message_id", "parent_id", "text"} <= row.keys():
+        raise UserError(
+            f"{where}: must be a whole tree of messages, as OpenAssistant's files *.trees.jsonl.gz have them, got one"
+            " message of a tree"
+        )
     found = next((known for known in FORMATS if known.detect(row)), None)
     if found is None:
         known = "; ".join(f"{known.name} ({known.keys})" for known in FORMATS)

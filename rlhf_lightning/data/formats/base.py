@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,12 @@ def messages_of(value: object, role: str, where: str) -> list[Message]:
         for m in value
     ):
         raise UserError(f"{where} must be text or a list of messages, got {value!r:.60}")
-    return [turn(m["role"], m["content"]) for m in value]
+    return without_empty_system([turn(m["role"], m["content"]) for m in value])
+
+
+def without_empty_system(messages: Sequence[Message]) -> list[Message]:
+    """The messages but for system messages of no words, which public data are full of."""
+    return [m for m in messages if m["role"] != "system" or m["content"].strip()]
 
 
 def with_meta(record: Record, meta: dict[str, Any]) -> Record:

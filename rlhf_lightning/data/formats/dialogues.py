@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import dropwhile
 from typing import Any
 
-from rlhf_lightning.data.formats.base import Adapted, Format, Removed, Row, field, text_of, turn
+from rlhf_lightning.data.formats.base import (
+    Adapted,
+    Format,
+    Removed,
+    Row,
+    field,
+    text_of,
+    turn,
+    without_empty_system,
+)
 from rlhf_lightning.data.records import Message
 from rlhf_lightning.errors import UserError
 
@@ -15,6 +25,9 @@ _SHAREGPT = {
     "gpt": "assistant",
     "assistant": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
     "system": "system",
 }
 _OASST = {"prompter": "user", "assistant": "assistant"}
@@ -31,11 +44,14 @@ def _sharegpt(row: Row, where: str) -> Adapted:
     messages = [_said(item, f"{where}: conversations[{i}]") for i, item in enumerate(turns)]
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
     if last is None:
-        got = [message["role"] for message in messages]
-        raise UserError(f"{where}: a demonstration must have an assistant turn, got {got}")
+        yield Removed("no_answer")
+        return
     if last + 1 < len(messages):
         yield Removed("turn_after_the_last_answer")
-    messages = messages[: last + 1]
+    messages = without_empty_system(messages[: last + 1])
+    if messages and messages[0]["role"] == "assistant":
+        yield Removed("answer_before_the_first_question")
+        messages = list(dropwhile(lambda m: m["role"] == "assistant", messages))
     if not all(message["content"] for message in messages):
         yield Removed("empty")
     elif not any(message["role"] == "user" for message in messages):
@@ -45,11 +61,15 @@ def _sharegpt(row: Row, where: str) -> Adapted:
 
 
 def _said(item: object, where: str) -> dict[str, str]:
-    speaker = item.get("from") if isinstance(item, dict) else None
+    """A turn of `from` and `value`, or of `role` and `content`."""
+    who, what = (
+        ("role", "content") if isinstance(item, dict) and "role" in item else ("from", "value")
+    )
+    speaker = item.get(who) if isinstance(item, dict) else None
     if not isinstance(item, dict) or speaker not in _SHAREGPT:
         known = ", ".join(_SHAREGPT)
-        raise UserError(f"{where}.from must be one of {known}, got {speaker!r:.60}")
-    return turn(_SHAREGPT[speaker], text_of(item.get("value"), f"{where}.value"))
+        raise UserError(f"{where}.{who} must be one of {known}, got {speaker!r:.60}")
+    return turn(_SHAREGPT[speaker], text_of(item.get(what), f"{where}.{what}"))
 
 
 def _oasst(row: Row, where: str, *, lang: str | None = None, synthetic: bool = True) -> Adapted:

@@ -15,25 +15,35 @@ from rlhf_lightning.data.formats.base import (
     turn,
     with_meta,
 )
+from rlhf_lightning.data.formats.transcripts import answered, is_transcript
 from rlhf_lightning.errors import UserError
 
 _NO_INPUT = ("", "<noinput>")
 """What Self-Instruct and Alpaca write for an instruction without input."""
+_GOOD_OR_BAD = ("true", "false", "0", "1")
+"""Labels of unpaired preferences, in JSON or in a table."""
 
 
 def _prompt_completion(row: Row, where: str, *, strip_end: str = "<|endoftext|>") -> Adapted:
     """Options: `strip_end`, a mark that is taken off the end of a completion."""
-    prompt = messages_of(field(row, "prompt", where), "user", f"{where}: prompt")
-    if isinstance(row.get("label"), bool):
-        raise UserError(f"{where}: a demonstration must not have a label, good or bad, got 'label'")
+    prompt = field(row, "prompt", where)
+    if str(row.get("label")).casefold() in _GOOD_OR_BAD:
+        raise UserError(
+            f"{where}: a demonstration must not have a label, good or bad, got label {row['label']!r}"
+        )
     value = field(row, "completion", where)
     if isinstance(value, str) and strip_end:
         value = value.rstrip().removesuffix(strip_end)
-    completion = messages_of(value, "assistant", f"{where}: completion")
-    if not prompt or not completion:
+    if is_transcript(prompt) and isinstance(value, str):
+        messages = answered(prompt, value, f"{where}: completion")
+    else:
+        asked = messages_of(prompt, "user", f"{where}: prompt")
+        answer = messages_of(value, "assistant", f"{where}: completion")
+        messages = [*asked, *answer] if asked and answer else []
+    if not messages or not all(message["content"].strip() for message in messages):
         yield Removed("empty")
         return
-    yield "demonstration", {"messages": [*prompt, *completion]}
+    yield "demonstration", {"messages": messages}
 
 
 def _alpaca(row: Row, where: str) -> Adapted:

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from rlhf_lightning.data.formats.base import Adapted, Format, Removed, Row, field, messages_of, turn
+from rlhf_lightning.data.formats.base import Adapted, Format, Removed, Row, field, messages_of
+from rlhf_lightning.data.formats.transcripts import answered, is_transcript, transcript
 from rlhf_lightning.data.records import Message
 from rlhf_lightning.errors import UserError
 
-_TURNS = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
-
 
 def _preference(row: Row, where: str) -> Adapted:
-    """`chosen` and `rejected` are answers, or whole conversations whose common beginning is the prompt."""
-    if isinstance(row, dict) and _is_transcript(
-        row.get("prompt")
-    ):  # HH-RLHF, the prompt in a column of its own
-        ends = {
-            key: _after(row["prompt"], field(row, key, where)) for key in ("chosen", "rejected")
-        }
-        yield from _compared(*(_transcript(ends[key], f"{where}: {key}") for key in ends))
+    """`chosen` and `rejected` are answers, or whole conversations whose common beginning is the prompt.
+
+    Beside whole conversations `prompt` must be a part of them: it says nothing that they do not.
+    """
+    if isinstance(row, dict) and is_transcript(row.get("prompt")):  # HH-RLHF in three columns
+        prompt = row["prompt"]
+        yield from _compared(
+            *(
+                answered(prompt, field(row, key, where), f"{where}: {key}")
+                for key in ("chosen", "rejected")
+            )
+        )
         return
     chosen = messages_of(field(row, "chosen", where), "assistant", f"{where}: chosen")
     rejected = messages_of(field(row, "rejected", where), "assistant", f"{where}: rejected")
     prompt = messages_of(row.get("prompt") or "", "user", f"{where}: prompt")
-    if chosen[: len(prompt)] != prompt or rejected[: len(prompt)] != prompt:
+    if not _asks(chosen) and not _asks(rejected):
         chosen, rejected = [*prompt, *chosen], [*prompt, *rejected]
+    elif not all(_holds(conversation, prompt) for conversation in (chosen, rejected)):
+        yield Removed("another_prompt")
+        return
     if not prompt and not any(m["role"] == "user" for m in (*chosen, *rejected)):
         raise UserError(
             f"{where}: chosen and rejected must be messages that begin alike where there is no prompt, "
@@ -36,24 +40,24 @@ def _preference(row: Row, where: str) -> Adapted:
     yield from _compared(chosen, rejected)
 
 
+def _asks(messages: Sequence[Message]) -> bool:
+    """Whether it is a whole conversation, and no answer."""
+    return any(message["role"] != "assistant" for message in messages)
+
+
+def _holds(conversation: Sequence[Message], prompt: Sequence[Message]) -> bool:
+    """Whether the messages follow each other in it, but for white space around them."""
+    said, asked = (
+        [(m["role"], m["content"].strip()) for m in messages] for messages in (conversation, prompt)
+    )
+    return any(said[i : i + len(asked)] == asked for i in range(len(said) - len(asked) + 1))
+
+
 def _hh(row: Row, where: str) -> Adapted:
     yield from _compared(
-        _transcript(field(row, "chosen", where), f"{where}: chosen"),
-        _transcript(field(row, "rejected", where), f"{where}: rejected"),
+        transcript(field(row, "chosen", where), f"{where}: chosen"),
+        transcript(field(row, "rejected", where), f"{where}: rejected"),
     )
-
-
-def _transcript(value: object, where: str) -> list[Message]:
-    if not isinstance(value, str) or not _TURNS.match(value):
-        raise UserError(f"{where} must be a transcript of Human: and Assistant: turns, got no such")
-    _, *parts = _TURNS.split(value)
-    pairs = zip(parts[::2], parts[1::2], strict=True)
-    return [turn(_ROLES[speaker], said.strip()) for speaker, said in pairs]
-
-
-def _after(prompt: str, answer: object) -> object:
-    """The whole transcript, which `answer` may be already."""
-    return answer if _is_transcript(answer) or not isinstance(answer, str) else prompt + answer
 
 
 def _compared(chosen: Sequence[Message], rejected: Sequence[Message]) -> Adapted:
@@ -76,15 +80,11 @@ def _compared(chosen: Sequence[Message], rejected: Sequence[Message]) -> Adapted
         yield "comparison", {"prompt": prompt, "completions": answers, "ranks": [0, 1]}
 
 
-def _is_transcript(value: object) -> bool:
-    return isinstance(value, str) and _TURNS.match(value) is not None
-
-
 PREFERENCES = (
     Format(
         "hh",
         "chosen and rejected, transcripts of Human: and Assistant: turns",
-        lambda r: "prompt" not in r and _is_transcript(r.get("chosen")),
+        lambda r: not r.get("prompt") and is_transcript(r.get("chosen")),
         _hh,
     ),
     Format(
