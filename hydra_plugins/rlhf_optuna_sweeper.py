@@ -8,12 +8,15 @@ from __future__ import annotations
 import copy
 import sys
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+if TYPE_CHECKING:
+    from rlhf_lightning.sweeps.space import Space
 
 
 class OptunaSweeper(Sweeper):
@@ -53,7 +56,7 @@ class OptunaSweeper(Sweeper):
         given = [f"{key}={value}" for key, value in settings.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = space_of(parser.parse_overrides([*given, *arguments]), settings.custom_space)
-        base = self._root(space.fixed)
+        base = self._base(space)
         try:
             return search(
                 settings,
@@ -68,6 +71,16 @@ class OptunaSweeper(Sweeper):
             # not an Exception: `rlhf` would take it for a config error
             print(f"rlhf: {error}", file=sys.stderr)
             raise SystemExit(128 + error.signum) from None
+
+    def _base(self, space: Space) -> Any:
+        """The config of what is fixed; where that is none without what is searched, with one point of the space."""
+        from rlhf_lightning.errors import UserError
+        from rlhf_lightning.sweeps.space import any_point
+
+        try:
+            return self._root(space.fixed)
+        except UserError:
+            return self._root(any_point(space))
 
     def _root(self, overrides: list[str]) -> Any:
         """The checked config of a trial."""

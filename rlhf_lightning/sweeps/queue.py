@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,17 @@ class Ticket:
     number: int
     params: dict[str, Any]
     overrides: list[str]
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Alone among all commands that work in a sweep's directory."""
+    lease = Lease(folder / ".lock")
+    lease.acquire(say=log.warning, key="the sweep")
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 class Queue:
@@ -71,15 +82,9 @@ class Queue:
         """All trials as they are in the storage now."""
         return self.study.get_trials(deepcopy=False)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Alone among all workers."""
-        lease = Lease(self.folder / ".lock")
-        lease.acquire(say=log.warning, key="the sweep")
-        try:
-            yield
-        finally:
-            lease.release()
+        return alone(self.folder)
 
     def take(self) -> Ticket | None:
         """The next trial, now running and ours; None where all are handed out. Under `locked`.

@@ -17,6 +17,7 @@ from rlhf_lightning.runs.files import is_temporary, read_json, temporary_name, w
 from rlhf_lightning.runs.identity import canonical_json, differences, plain, run_hash
 from rlhf_lightning.sweeps.comparisons import parse_all
 from rlhf_lightning.sweeps.pruning import make_pruner
+from rlhf_lightning.sweeps.queue import alone
 from rlhf_lightning.sweeps.samplers import CONSTRAINED, METRICS, make_sampler
 from rlhf_lightning.sweeps.settings import SweepSettings
 from rlhf_lightning.sweeps.space import Space
@@ -78,9 +79,10 @@ def search(
         _explain(settings, space, folder)
         return {}
     claim_folder(folder, identity)
-    storage = open_storage(folder, settings.storage)
-    study = open_study(storage, study_name, settings.directions)
-    claim_study(folder, study)
+    with alone(folder):  # a database makes its tables once, but looks for them first
+        storage = open_storage(folder, settings.storage)
+        study = open_study(storage, study_name, settings.directions)
+        claim_study(folder, study)
     log.info("sweep: %s", folder)
     worker = Worker(study, storage, folder, settings, space, constraints, config_of=config_of)
     best = worker.run()

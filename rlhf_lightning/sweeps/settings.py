@@ -167,6 +167,10 @@ def settings_from(tree: Mapping[str, Any]) -> SweepSettings:
     for key in ("objectives", "directions", "constraints"):
         if isinstance(values.get(key), str):
             values[key] = [values[key]]
+        elif key in values and values[key] is None:
+            values[key] = []
+    if "params" in values:
+        values["params"] = values["params"] or {}
     return _made(SweepSettings, values, "")
 
 

@@ -11,13 +11,21 @@ import importlib
 import itertools
 import math
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    IntervalSweep,
+    Override,
+    RangeSweep,
+    Transformer,
+)
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.sweeps.storage import quiet_optuna
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution, CategoricalChoiceType
@@ -53,7 +61,7 @@ class Space:
         assert self.custom is not None
         given = self.custom(trial)
         if isinstance(given, Mapping):
-            return [as_override(str(key), value) for key, value in given.items()]
+            return [f"{key}={_quoted(value)}" for key, value in given.items()]
         if isinstance(given, Sequence) and all(isinstance(item, str) for item in given):
             return list(given)
         raise UserError(
@@ -81,6 +89,15 @@ class Space:
         ]
         random.Random(seed).shuffle(points)
         return points
+
+
+def any_point(space: Space) -> list[str]:
+    """The overrides of one point, always the same."""
+    import optuna
+
+    quiet_optuna()
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    return space.overrides(optuna.create_study(sampler=sampler).ask())
 
 
 def space_of(overrides: Sequence[Override], custom_space: str | None = None) -> Space:
@@ -123,6 +140,10 @@ def distribution_of(override: Override) -> BaseDistribution:
             return _range(value, tags)
         if tags:
             raise ValueError("choices take no tags")
+        if isinstance(value, ChoiceSweep):
+            value.shuffle = (
+                False  # a sampler has an order of its own, and this one would be another every time
+            )
         choices: list[Any] = list(override.sweep_iterator(transformer=_choice))
         if not choices:
             raise ValueError("there must be a value, got none")
@@ -135,6 +156,8 @@ def distribution_of(override: Override) -> BaseDistribution:
 
 def _choice(value: Any) -> CategoricalChoiceType:
     # None is a choice of its own; text keeps its quotes, so that it can be written as an override again
+    if isinstance(value, str) and _SYNTAX.search(value) and "${" not in value:  # it was escaped
+        return _quoted(value)
     return None if value is None else Transformer.encode(value)  # type: ignore[return-value]
 
 
@@ -202,13 +225,39 @@ def as_override(key: str, value: Any) -> str:
     return f"{key}={value!r}" if isinstance(value, float) else f"{key}={value}"
 
 
+_SYNTAX = re.compile(r"""[,=(){}\[\]'"\\]""")
+_PLAIN = re.compile(r"[A-Za-z_./][\w./-]*", re.ASCII)
+_WORDS = ("null", "true", "false", "nan", "inf")
+"""Texts that Hydra would read as something else."""
+
+
+def _quoted(value: Any) -> str:
+    """A Python value in Hydra's grammar, so that it is read as the same value."""
+    if hasattr(value, "item"):  # numpy's numbers
+        value = value.item()
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_quoted(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{','.join(map(_quoted, value))}]"
+    text = str(value)
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+        return text
+    # only backslashes in front of a quote are read as escapes
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
+
+
 def _function(path: str) -> Callable[[Any], Any]:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"hydra.sweeper.custom_space must be an importable function, got {path!r} ({error})"
+            f"hydra.sweeper.custom_space must be an importable function, got {path!r} ({error});"
+            " PYTHONPATH=. imports from the working directory"
         ) from error
     if not callable(found):
         raise UserError(f"hydra.sweeper.custom_space must be a function, got {path!r}")

@@ -185,6 +185,7 @@ class Worker:
         if not ended:
             return
         self._warn_if_unmeasured(ticket, outcome, run)
+        self._warn_if_unknown(outcome)
         values = zip(self.settings.objectives, outcome.values or (), strict=False)
         shown = outcome.reason or ", ".join(f"{name} {value:.4g}" for name, value in values)
         numbers = ", ".join(str(trial.number) for trial in best) or "none yet"
@@ -206,6 +207,18 @@ class Worker:
             ticket.number,
             f"; did you mean {' or '.join(close)}?" if close else "",
         )
+
+    def _warn_if_unknown(self, outcome: Outcome) -> None:
+        """No trial satisfies a constraint on a metric that no run has."""
+        if outcome.state != "COMPLETE":
+            return
+        for metric in {one.metric for one in self.constraints} - outcome.metrics.keys():
+            close = get_close_matches(metric, list(outcome.metrics), n=3)
+            log.warning(
+                "hydra.sweeper.constraints: metrics.json has no %s, so no trial satisfies it%s",
+                metric,
+                f"; did you mean {' or '.join(close)}?" if close else "",
+            )
 
     def _sync(self) -> list[Any]:
         return sync(self.folder, self.queue.trials(), self.settings, self.constraints)

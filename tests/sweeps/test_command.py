@@ -50,9 +50,18 @@ def test_the_plain_form_searches_and_its_best_config_is_one_that_rlhf_reads(tmp_
     assert shown.stdout.strip() == repr(best["params"]["ppo.kl_coef"]), shown.stderr
 
 
+def test_what_is_searched_need_not_have_a_default(tmp_path: Path) -> None:
+    space = ("model=hf", "model.path=/a,/b", "dry_run=true")
+    first, again = (rlhf(tmp_path, *OPTUNA, *space) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert "CategoricalDistribution(choices=('/a', '/b'))" in first.stdout
+    assert first.stdout == again.stdout
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (("model=hf", "seed=1,2"), "error: model.path must be a hub id or folder"),
         (("seed=3",), "error: a search must have something to search"),
         (("seed=1,2", "hydra.sweeper.n_trials=0"), "error: hydra.sweeper.n_trials must be"),
         (("seed=1,2", "hydra.sweeper.constraints=[a+b]"), "error: hydra.sweeper.constraints must"),

@@ -244,6 +244,22 @@ def test_a_pruner_that_can_never_prune_says_so(
     assert ("did you mean val/gold_score?" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(("metric", "warned"), [("ppo/kl_k11", True), ("ppo/kl_k1", False)])
+def test_a_constraint_that_nobody_measures_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, metric: str, warned: bool
+) -> None:
+    run_search(tmp_path, n_trials=1, constraints=[f"{metric} <= 1e9"])
+    said = f"metrics.json has no {metric}, so no trial satisfies it; did you mean ppo/kl_k1"
+    assert (said in caplog.text) == warned
+
+
+def test_commands_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    both = [start_search(tmp_path, n_trials=2, storage=url) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0], (tmp_path / "stderr.txt").read_text()
+    assert states(tmp_path) == ["COMPLETE"] * 2
+
+
 def test_a_database_may_hold_the_study(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     run_search(tmp_path, n_trials=1, storage=url)

@@ -62,6 +62,13 @@ def test_a_setting_out_of_range_is_refused_with_its_key(tree: dict[str, Any], me
     assert message in str(error.value)
 
 
+def test_null_is_none_of_them() -> None:
+    found = settings_from({"constraints": None, "params": None, "rules": None})
+    assert found.constraints == [] and found.params == {}
+    with pytest.raises(UserError, match=r"hydra\.sweeper\.objectives must be one metric or more"):
+        settings_from({"objectives": None})
+
+
 def test_a_single_objective_may_be_text() -> None:
     settings = settings_from({"objectives": "ppo/kl_k1", "directions": "minimize"})
     assert (settings.objectives, settings.directions) == (["ppo/kl_k1"], ["minimize"])

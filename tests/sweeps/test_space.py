@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import (
@@ -15,7 +16,7 @@ from optuna.distributions import (
 from optuna.trial import FixedTrial
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.sweeps.space import Space, as_override, space_of
+from rlhf_lightning.sweeps.space import Space, any_point, as_override, space_of
 
 
 def parsed(*overrides: str, custom: str | None = None) -> Space:
@@ -86,6 +87,45 @@ def test_a_chosen_value_is_read_back_as_it_was(value: Any) -> None:
     expected = {"'a b'": "a b", "[1,2]": [1, 2]}.get(value, value) if value != [] else value
     assert override.value() == expected
     assert type(override.value()) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, True, 3, 1e-07, 0.5, "nano", "a b", "a,b", "a=b", "it's", "1", "null", "", "C:\\'"),
+        *("back\\", [1, "a,b"], (1, 2), {"a": 1, "b": [None]}, "ppo.yaml", "x/y.z", "Grüezi"),
+    ],
+)
+def test_what_a_function_returns_is_read_as_it_is(value: Any) -> None:
+    space = Space({}, [], custom=lambda _trial: {"x": value})
+    (override,) = OverridesParser.create().parse_overrides(space.overrides(FixedTrial({})))
+    assert not override.is_sweep_override()
+    expected = list(value) if isinstance(value, tuple) else value
+    assert override.value() == expected and type(override.value()) is type(expected)
+
+
+def test_a_function_may_return_numpys_numbers() -> None:
+    space = Space({}, [], custom=lambda _trial: {"x": np.sqrt(np.float64(0.25)), "y": np.int64(3)})
+    assert space.overrides(FixedTrial({})) == ["x=0.5", "y=3"]
+
+
+def test_a_choice_that_was_escaped_is_one_value_again() -> None:
+    space = parsed(r"x=a\,b,c")
+    for choice in space.distributions["x"].choices:  # type: ignore[attr-defined]
+        (override,) = OverridesParser.create().parse_overrides([as_override("x", choice)])
+        assert not override.is_sweep_override()
+        assert override.value() in ("a,b", "c")
+
+
+def test_choices_keep_their_order_so_that_the_same_command_is_the_same_sweep() -> None:
+    found = {str(parsed("x=shuffle(1,2,3,4,5,6,7,8)").describe()) for _ in range(4)}
+    assert found == {str(parsed("x=1,2,3,4,5,6,7,8").describe())}
+
+
+def test_a_point_of_a_space_is_always_the_same() -> None:
+    space = parsed("seed=1", "a=1,2", "b=interval(0,1)", custom=f"{__name__}.conditional")
+    assert any_point(space) == any_point(space)
+    assert any_point(space)[0] == "seed=1" and len(any_point(space)) >= 4
 
 
 def conditional(trial: Any) -> dict[str, Any]:
