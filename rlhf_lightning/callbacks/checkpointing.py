@@ -238,7 +238,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _is_last(trainer: pl.Trainer) -> bool:
-    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return trainer.should_stop or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

@@ -132,6 +132,10 @@ class PPOConfig:
     """Skip (and count) a minibatch whose mean ratio exceeds this; 10 in trlX's recipes."""
     ema_decay: float | None = None
     """Exponential moving average of the policy, exported in its place; 0.992 in [I]."""
+    stop_at_kl: float | None = None
+    """End the run after the first iteration whose responses have more KL (k1, nats per response) than this; null:
+    never. Early stopping, to which Gao et al. 2022 (arXiv:2210.10760) liken the penalty; seeds then end equally far
+    away."""
     reference_refresh_every: int | None = None
     """Iterations after which the reference becomes a copy of the policy. null: never, as in [I]."""
     old_logprobs: str = "auto"
@@ -209,6 +213,7 @@ class PPOConfig:
         for key in (
             "score_clip",
             "target_kl",
+            "stop_at_kl",
             "ratio_spike",
             "ratio_tolerance",
             "value_lr",

@@ -174,6 +174,14 @@ class PPOModule(LightningModule):
         progress.advance(hp, episodes=len(rollout.scores), kl=statistics["rollout/kl_k1"])
         self._after_updates()
         log_metrics(self, statistics, step=self.log_step)
+        self._stop_if_over()
+
+    def on_train_start(self) -> None:
+        self._stop_if_over()  # a run that was killed between its last iteration and its end
+
+    def _stop_if_over(self) -> None:
+        if self.progress.is_over(self.hp):
+            self.trainer.should_stop = True
 
     def _after_updates(self) -> None:
         """What an iteration changes besides its counters: EMA, reference."""

@@ -22,6 +22,8 @@ class Progress:
     moments: RunningMoments = field(default_factory=RunningMoments)
     skipped_minibatches: int = 0
     early_stops: int = 0
+    kl: float = 0.0
+    """Of the last iteration's responses: k1, nats per sequence."""
 
     @property
     def where(self) -> str:
@@ -32,6 +34,7 @@ class Progress:
         """Count an iteration that is done; β follows its KL (k1, nats per sequence) where that is asked for."""
         self.iteration += 1
         self.episodes += episodes
+        self.kl = kl
         if hp.adaptive_kl.enabled:
             self.kl_coef = adapt_kl_coef(
                 self.kl_coef,
@@ -40,6 +43,10 @@ class Progress:
                 horizon=hp.adaptive_kl.horizon,
                 episodes=episodes,
             )
+
+    def is_over(self, hp: PPOConfig) -> bool:
+        """Whether the policy has come as far from the reference as it may."""
+        return hp.stop_at_kl is not None and self.kl > hp.stop_at_kl
 
     def state(self) -> dict[str, Any]:
         """As plain values."""

@@ -84,6 +84,12 @@ def run(job: Job) -> dict[str, float]:
         checkpoint_every=hp.checkpoint_every,
         validate_first=True,
     )
+    done = module.progress
+    if done.is_over(hp) and done.iteration < hp.iterations:
+        job.say(
+            f"ended after iteration {done.iteration} of {hp.iterations}: a KL of {done.kl:.3g} nats is more than"
+            f" ppo.stop_at_kl={hp.stop_at_kl:g}"
+        )
     module.export_average()  # what is exported is what is measured
     trainer.validate(module, validation, verbose=False)
     figure = score_over_kl(read_metrics(job.run.metrics_csv)) if is_first() else None
@@ -93,6 +99,7 @@ def run(job: Job) -> dict[str, float]:
         _final(module.validation_metrics)
         | job.mixture.counts()
         | {
+            "ppo/iterations": float(done.iteration),
             "ppo/episodes": float(module.progress.episodes),
             "ppo/updates": float(module.progress.updates),
             "ppo/final_kl_coef": module.progress.kl_coef,

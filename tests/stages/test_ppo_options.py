@@ -59,6 +59,25 @@ def test_target_kl_stops_the_epochs_early():
     assert seen["ppo/early_stops"] == 1 and seen["ppo/minibatches"] == 2  # the first has ratio one
 
 
+def test_a_run_ends_after_the_iteration_whose_kl_is_above_the_limit():
+    """A policy that is not its reference: the KL is some nats from the first iteration on."""
+    hp = replace(HP, iterations=3)
+    far = [s["rollout/kl_k1"] for s in fit(module(hp, reference=tiny_policy(9))) if "ppo/lr" in s]
+    assert len(far) == 3 and min(far) > 0.1
+    ppo = module(replace(hp, stop_at_kl=0.1), reference=tiny_policy(9))
+    assert [s["rollout/kl_k1"] for s in fit(ppo) if "ppo/lr" in s] == far[:1]
+    assert ppo.progress.iteration == 1 and ppo.progress.kl == far[0]
+    # one that was killed there goes no further
+    again = module(ppo.hp, reference=tiny_policy(9))
+    again.progress = ppo.progress
+    assert fit(again) == [] and again.progress.iteration == 1
+
+
+def test_a_limit_that_is_not_reached_changes_nothing():
+    seen = [fit(module(replace(HP, iterations=2, stop_at_kl=limit))) for limit in (None, 1e3)]
+    assert [s["ppo/policy_loss"] for s in seen[0]] == [s["ppo/policy_loss"] for s in seen[1]]
+
+
 def test_a_ratio_spike_skips_the_minibatch_and_counts_it():
     ppo = module(replace(HP, iterations=1, ratio_spike=1e-6))
     before = weights(ppo)
