@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from rlhf_lightning.data.records import Record
 class LazyRecords(Sequence[Record]):
     """Records that are read or made when they are asked for; `_record` says how."""
 
+    @abstractmethod
     def _record(self, index: int) -> Record:
         """The record at 0 ≤ index < len."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Record: ...

@@ -141,9 +141,7 @@ def distribution_of(override: Override) -> BaseDistribution:
         if tags:
             raise ValueError("choices take no tags")
         if isinstance(value, ChoiceSweep):
-            value.shuffle = (
-                False  # a sampler has an order of its own, and this one would be another every time
-            )
+            value.shuffle = False  # Hydra would shuffle anew each time: another sweep
         choices: list[Any] = list(override.sweep_iterator(transformer=_choice))
         if not choices:
             raise ValueError("there must be a value, got none")
