@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_lightning.config import ModelConfig, RewardPartConfig
 from rlhf_lightning.config.reward_source import OF_KIND
+from rlhf_lightning.data.tokenizer import has_chat_template
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.offline_model import NAME as OFFLINE
 from rlhf_lightning.offline_model import cached
@@ -57,6 +58,10 @@ def _part_identity(part: RewardPartConfig, key: str) -> dict[str, Any]:
         require_local_folder(part.path, f"{key}.path")
         if Path(part.path).is_dir():
             require_one_label(part.path, f"{key}.path")
+            if not has_chat_template(Path(part.path)):
+                raise UserError(
+                    f"{key}.path must have a tokenizer with a chat template, got {part.path!r} without one"
+                )
             identity |= {"path": Path(part.path).name, "sha256": _tree(part.path)}
     return identity
 

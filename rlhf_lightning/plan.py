@@ -224,7 +224,8 @@ class Planner:
         artifact = self._artifacts[path, key]
         model = model or self.root.model
         config, ours = load_config(artifact), model.context_length
-        longest = config.get("max_position_embeddings", config.get("n_positions"))
+        text = config.get("text_config", config)
+        longest = text.get("max_position_embeddings", text.get("n_positions"))
         if longest is not None and ours > longest:
             own = "reward.model" if model is self.root.reward.model else "model"
             raise UserError(

@@ -22,7 +22,7 @@ OURS = {
     "processes": set(),
     "models": CORE | {"batches", "processes"},
     "data": CORE | {"batches"},
-    "rewards": CORE | {"batches", "models", "processes"},
+    "rewards": CORE | {"batches", "data.encode", "models", "processes"},
     "stages": CORE | {"functional", "batches", "models", "processes", "rewards", "callbacks.log"},
     "strategies": CORE | {"models", "processes"},
     "evaluation": CORE | {"runs.curves"},
@@ -37,7 +37,7 @@ OURS = {
     "jobs": CORE | {"compose", "parents", "pipeline", "plan", "runs", "slurm"},
     "offline_model": CORE,
     "plan": CORE | {"model_identity", "runs"},
-    "model_identity": CORE | {"offline_model", "runs"},
+    "model_identity": CORE | {"data.tokenizer", "offline_model", "runs"},
     "parents": CORE | {"data.tokenizer", "plan", "runs"},
     "tasks": CORE
     | {"batches", "callbacks", "data", "evaluation", "functional", "models"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rlhf_lightning.config.checks import require
@@ -26,7 +27,7 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "lora.rank", ">= 1", self.rank)
-        require(self.alpha > 0, "lora.alpha", "> 0", self.alpha)
+        require(0 < self.alpha < math.inf, "lora.alpha", "> 0", self.alpha)
         require(
             bool(self.targets.strip()), "lora.targets", "all-linear or layer names", self.targets
         )

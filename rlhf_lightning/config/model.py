@@ -30,7 +30,7 @@ class ModelConfig:
     that stay frozen."""
     attention: str = "sdpa"
     """transformers' attn_implementation: sdpa | eager (packed rows have a mask of their own, which others do not take).
-    Default: transformers'."""
+    Default: the faster one; some families (Gemma 2, Bloom) have eager alone, and say so."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass in place of keeping them; gradients stay the same."""
     compile: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -53,7 +54,7 @@ class RewardPartConfig:
     """function: keyword arguments that are bound to the function, or given to the class."""
     path: str | None = None
     """model: hub id or folder of an AutoModelForSequenceClassification with one label, its tokenizer and chat
-    template; safetensors only."""
+    template; safetensors only. It reads the conversation as that template writes it, an answer that was cut off too."""
     revision: str | None = None
     """model: hub revision to pin."""
     dtype: str = "float32"
@@ -63,14 +64,15 @@ class RewardPartConfig:
     max_length: int | None = None
     """model: tokens of prompt and response together; null: the context that its config and tokenizer state."""
     too_long: str = "cut"
-    """model: what a conversation beyond `max_length` gets. cut: its oldest tokens are not read, and it is counted in
-    rollout/score_NAME_too_long; error: the run ends."""
+    """model: what a conversation beyond `max_length` gets. cut: its oldest tokens (but BOS) are not read, and it is
+    counted in rollout/score_NAME_too_long; error: the run ends."""
     trust_remote_code: bool = False
     """model: run code that comes with it. Off unless you turn it on."""
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, "kind", f"one of {', '.join(KINDS)}", self.kind)
-        require(self.weight != 0, "weight", "not 0 (leave the part out)", self.weight)
+        finite = math.isfinite(self.weight) and self.weight != 0
+        require(finite, "weight", "a number other than 0 (leave the part out)", self.weight)
         self._require_own_settings()
         require(
             self.combine in ("mean", "worst", "uncertainty"),
@@ -79,7 +81,7 @@ class RewardPartConfig:
             self.combine,
         )
         require(self.members >= 1, "members", ">= 1", self.members)
-        require(self.coef >= 0, "coef", ">= 0", self.coef)
+        require(0 <= self.coef < math.inf, "coef", ">= 0", self.coef)
         require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
         length = self.max_length
         require(length is None or length >= 1, "max_length", "null or >= 1", length)

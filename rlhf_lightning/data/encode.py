@@ -2,6 +2,7 @@
 
 A chat text is tokenised in pieces, up to each assistant turn and then the turn itself. So the ids in training are
 those that the sampler sees (`encode_prompt` + `encode_completion`), and which tokens are the assistant's is exact.
+BOS and other special tokens of a chat are those that the template writes, as in transformers; raw text has one BOS.
 What people wrote never becomes a special token, whatever it says (`data.plain`).
 """
 
@@ -79,10 +80,10 @@ def encode_demonstrations(
     """`encode_demonstration` of many."""
     pieces = _pieces(tokenizer, conversations)
     tokens = iter(_tokenise(tokenizer, [piece for row in pieces for piece in row]))
-    bos, (eos,) = _bos(tokenizer), _eos(tokenizer)
+    (eos,) = _eos(tokenizer)
     encoded: list[Encoded | None] = []
     for messages, row in zip(conversations, pieces, strict=True):
-        document = _document([next(tokens) for _ in row], bos, eos)
+        document = _document([next(tokens) for _ in row], eos)
         replies = sum(message["role"] == "assistant" for message in messages)
         document.replies_not_learnt = replies - len(row) // 2
         encoded.append(document if len(document.ids) <= max_length else None)
@@ -98,9 +99,14 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]]
 ) -> list[Ids]:
     """`encode_prompt` of many."""
-    bos = _bos(tokenizer)
-    rendered = _render(tokenizer, prompts, generate=True)
-    return [_with_one_bos(ids, bos) for ids in _tokenise(tokenizer, rendered)]
+    return _tokenise(tokenizer, _render(tokenizer, prompts, generate=True))
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[Ids]:
+    """Whole conversations as the chat template writes them, to its last character."""
+    return _tokenise(tokenizer, _render(tokenizer, conversations, generate=False))
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
@@ -114,10 +120,9 @@ def encode_completions(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str])
     return [ids + eos for ids in _said(tokenizer, texts)]
 
 
-def _document(pieces: Sequence[Ids], bos: Ids, eos: int) -> Encoded:
+def _document(pieces: Sequence[Ids], eos: int) -> Encoded:
     """Pieces prompt, reply, prompt, reply, ...: targets are each reply's tokens up to its EOS."""
-    first = _with_one_bos(pieces[0], bos)
-    ids, loss_mask = list(first), [False] * len(first)
+    ids, loss_mask = list(pieces[0]), [False] * len(pieces[0])
     for number, piece in enumerate(pieces[1:], start=1):
         spoken = 0
         if number % 2:
@@ -232,11 +237,3 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> Ids:
             "the tokenizer must have an EOS token, got none (prepare_tokenizer adds one)"
         )
     return [eos]
-
-
-def _with_one_bos(ids: Ids, bos: Ids) -> Ids:
-    """Exactly one BOS in front, whether the template writes none, one or two."""
-    start = 0
-    while bos and start < len(ids) and ids[start] == bos[0]:
-        start += 1
-    return bos + ids[start:]

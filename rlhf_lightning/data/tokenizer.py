@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable
+import re
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +77,14 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
     """Give a tokenizer what training needs, in place; returns how many tokens were added (embeddings must grow).
 
-    EOS if it has none; a pad token that is not EOS (one that the vocabulary has already, if there is one); the
-    default chat template where there is none.
+    EOS if it has none, and the one that its chat template writes behind an answer if that is another: it is where a
+    response ends. A pad token that is not EOS (one that the vocabulary has already, if there is one); the default
+    chat template where there is none.
     """
     added = 0
+    special = {role: getattr(tokenizer, role) for role in _COMPARED}
+    if (end := turn_end(tokenizer.chat_template, special, _special_strings(tokenizer))) is not None:
+        tokenizer.eos_token = end
     if tokenizer.eos_token_id is None:
         added += tokenizer.add_special_tokens({"eos_token": END})
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -89,6 +94,43 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
         tokenizer.chat_template = DEFAULT_TEMPLATE
     tokenizer.padding_side = "left"
     return added
+
+
+def _special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+_ANSWER = "\ufdd0"
+
+
+def turn_end(
+    template: str | Mapping[str, str] | None, special: Mapping[str, Any], strings: Iterable[str]
+) -> str | None:
+    """The special token that a chat template writes behind an answer; None: none, or it cannot be told.
+
+    Some models end their turns with another token than their tokenizer's EOS (Gemma's <end_of_turn>, Phi-3's <|end|>,
+    base models that have a chat template). `special` are the named tokens, `strings` all special ones.
+    """
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    chosen = template if isinstance(template, str) else (template or {}).get("default")
+    if not chosen:
+        return None
+    # the mark of what an assistant says is transformers' own, and writes nothing
+    text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", chosen)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.globals["strftime_now"] = lambda _format: ""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        rendered = environment.from_string(text).render(messages=turns, **special)
+    except (TemplateError, TypeError, ValueError, KeyError):  # one that wants more than two turns
+        return None
+    behind = rendered.rpartition(_ANSWER)[2].lstrip() if _ANSWER in rendered else ""
+    return max((s for s in strings if s and behind.startswith(s)), key=len, default=None)
 
 
 def _pad_for(vocabulary: Container[str], *taken: object) -> str:
@@ -154,6 +196,13 @@ def _prepared_parts(folder: Path) -> dict[str, Any]:
     decoder = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
     for token in (*(t for _, t in decoder), *special.values(), *extra):
         add(_content(token))
+    marked = [*backend["added_tokens"], *(token for _, token in decoder)]
+    strings = {token["content"] for token in marked if token.get("special")} | {
+        s for s in special.values() if s is not None
+    }
+    template = _template(folder, config)
+    named = {role: special[role] for role in _COMPARED}
+    special["eos_token"] = turn_end(template, named, strings) or special["eos_token"]
     if special["eos_token"] is None:
         special["eos_token"] = END
         add(END)
@@ -161,7 +210,7 @@ def _prepared_parts(folder: Path) -> dict[str, Any]:
         special["pad_token"] = _pad_for(ids, special["eos_token"], special["bos_token"])
         add(special["pad_token"])
     compared = {role: special[role] for role in _COMPARED}
-    return _parts(backend["model"], ids, compared, _template(folder, config) or DEFAULT_TEMPLATE)
+    return _parts(backend["model"], ids, compared, template or DEFAULT_TEMPLATE)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -177,6 +226,11 @@ def _ids(backend: dict[str, Any]) -> dict[str, int]:
     vocab = backend["model"].get("vocab") or {}
     own = vocab if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
     return own | {t["content"]: t["id"] for t in backend["added_tokens"]}
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a folder's tokenizer has a chat template of its own."""
+    return bool(_template(folder, _json(folder / "tokenizer_config.json")))
 
 
 def _template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:

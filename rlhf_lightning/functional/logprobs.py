@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 from rlhf_lightning.functional._checks import at_least_float32
 
 _CHUNK = 2**22
-"""Logits (16 MB in fp32) that are worked on at once; a chunk is at least one row of the batch."""
+"""Logits (16 MB in fp32) that are worked on at once; a chunk is at least one token's."""
 
 
 def token_logprobs(
@@ -26,22 +26,20 @@ def token_logprobs(
     """Log-probabilities of `tokens`, at least in fp32.
 
     log softmax(logits / temperature)[token] = selected logit − logsumexp.
-    The fp32 copy of the logits lives for a few rows at a time, in the backward pass too.
+    The fp32 copy of the logits lives for a few tokens at a time, in the backward pass too.
     The logits at index t are those that predict tokens[t].
     Raises: ValueError if temperature is not positive.
     """
     _require_positive(temperature)
 
-    def of_rows(rows: Tensor, selected: Tensor) -> Tensor:
-        scaled = _scaled(rows, temperature)
+    def of_some(some: Tensor, selected: Tensor) -> Tensor:
+        scaled = _scaled(some, temperature)
         chosen = scaled.gather(-1, selected.long().unsqueeze(-1)).squeeze(-1)
         return chosen - scaled.logsumexp(-1)
 
     # fp32 logits at temperature 1 need no copy, and logsumexp keeps none for the backward pass
     recompute = logits.dtype in (torch.float16, torch.bfloat16) or temperature != 1.0
-    count = _chunks(logits)
-    parts = zip(logits.chunk(count), tokens.chunk(count), strict=True)
-    return torch.cat([_call(of_rows, rows, part, recompute=recompute) for rows, part in parts])
+    return _in_pieces(of_some, logits, tokens, recompute=recompute)
 
 
 def entropy(
@@ -49,19 +47,18 @@ def entropy(
 ) -> Float[Tensor, "batch response"]:
     """−Σ p log p of p = softmax(logits / temperature), in nats, at least in fp32.
 
-    As in token_logprobs, the fp32 copy of the logits lives for a few rows at a time.
+    As in token_logprobs, the fp32 copy of the logits lives for a few tokens at a time.
 
     Raises: ValueError if temperature is not positive.
     """
     _require_positive(temperature)
 
-    def of_rows(rows: Tensor) -> Tensor:
-        logp = _scaled(rows, temperature).log_softmax(-1)
+    def of_some(some: Tensor) -> Tensor:
+        logp = _scaled(some, temperature).log_softmax(-1)
         # a token that cannot occur (logit −inf) adds 0, where 0 · −inf would be NaN
         return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
-    parts = logits.chunk(_chunks(logits))
-    return torch.cat([_call(of_rows, rows, recompute=True) for rows in parts])
+    return _in_pieces(of_some, logits, recompute=True)
 
 
 def _require_positive(temperature: float) -> None:
@@ -74,10 +71,23 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
-def _chunks(logits: Tensor) -> int:
-    batch, response, vocab = logits.shape
-    rows = max(1, _CHUNK // max(1, response * vocab))
-    return max(1, math.ceil(batch / rows))
+def _in_pieces(function: Callable[..., Tensor], *tensors: Tensor, recompute: bool) -> Tensor:
+    """function(*tensors), some rows at a time; a row that alone is too large, some positions at a time."""
+    batch, response, vocab = tensors[0].shape
+    rows = max(1, math.ceil(batch / max(1, _CHUNK // max(1, response * vocab))))
+    positions = max(1, math.ceil(response / max(1, _CHUNK // max(1, vocab))))
+    return torch.cat(
+        [
+            torch.cat(
+                [
+                    _call(function, *piece, recompute=recompute)
+                    for piece in zip(*(t.chunk(positions, 1) for t in row), strict=True)
+                ],
+                1,
+            )
+            for row in zip(*(t.chunk(rows) for t in tensors), strict=True)
+        ]
+    )
 
 
 def _call(function: Callable[..., Tensor], *args: Tensor, recompute: bool) -> Tensor:

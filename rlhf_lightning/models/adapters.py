@@ -9,6 +9,7 @@ Source: Hu et al. 2021, arXiv:2106.09685.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -63,13 +64,19 @@ def add_adapter(model: PreTrainedModel, lora: LoRAConfig, name: str, *, seed: in
 
 def _inject(model: PreTrainedModel, settings: LoraConfig, name: str) -> None:
     trunk = backbone(model)
+    targets = tuple(settings.target_modules)  # type: ignore[arg-type]
+    wanted = {p for p in _linear_paths(trunk) if f".{p}".endswith(tuple(f".{t}" for t in targets))}
     trained = {n for n, p in model.named_parameters() if ".lora_" in n and p.requires_grad}
     active = next((layer.active_adapters for layer in _layers(model)), [name])
     with warnings.catch_warnings():  # a second adapter is what is meant
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        # what it does about experts is told below
+        warnings.filterwarnings("ignore", message="The following .*_pattern keys did not match")
         inject_adapter_in_model(settings, trunk, name)
+    _require_adapters(trunk, name, wanted)
+    mark = _mark(name)
     for parameter_name, parameter in model.named_parameters():
-        own = f".{name}." in parameter_name and ".lora_" in parameter_name
+        own = mark.search(parameter_name) is not None
         head = parameter_name.startswith("score.")
         if own:  # small steps would be rounded away in half precision
             parameter.data = parameter.data.float()
@@ -78,18 +85,35 @@ def _inject(model: PreTrainedModel, settings: LoraConfig, name: str) -> None:
         _use(layer, active)
 
 
+def _require_adapters(trunk: nn.Module, name: str, wanted: set[str]) -> None:
+    """Raises: UserError if adapter `name` is on other layers than the linear ones that were asked for."""
+    layers = {
+        path: layer.get_base_layer()
+        for path, layer in trunk.named_modules()
+        if isinstance(layer, LoraLayer) and name in layer.lora_A
+    }
+    fused = {path for path, layer in layers.items() if not isinstance(layer, nn.Linear | Conv1D)}
+    if wrong := fused | (wanted ^ layers.keys()):
+        got, name = min(wrong), type(trunk).__name__
+        raise UserError(
+            f"lora.targets must be linear layers alone, got {got.rsplit('.', 1)[-1]!r}, which {name} also has in the"
+            f' fused weights of its experts ({got}); name those of attention, as in lora.targets="q_proj,v_proj"'
+        )
+
+
 def _settings(model: PreTrainedModel, lora: LoRAConfig) -> LoraConfig:
     paths = _linear_paths(backbone(model))
-    there = {path.rsplit(".", 1)[-1] for path in paths}
+    own = paths if (text := _text_model(backbone(model))) is None else _below(paths, text)
+    there = {path.rsplit(".", 1)[-1] for path in own}
     wanted = there if lora.targets == "all-linear" else {t.strip() for t in lora.targets.split(",")}
     if unknown := sorted(wanted - there):
         raise UserError(
             f"lora.targets must be all-linear or some of {', '.join(sorted(there))}, got {unknown[0]!r}"
         )
     if lora.last_blocks is not None:
-        wanted = {
-            p for p in _of_last_blocks(paths, lora.last_blocks) if p.rsplit(".", 1)[-1] in wanted
-        }
+        own = _of_last_blocks(own, lora.last_blocks)
+    if len(own) < len(paths):  # by name alone they would be found elsewhere, too
+        wanted = {p for p in own if p.rsplit(".", 1)[-1] in wanted}
     conv1d = any(isinstance(m, Conv1D) for m in backbone(model).modules())
     return LoraConfig(
         r=lora.rank,
@@ -107,6 +131,16 @@ def _linear_paths(trunk: nn.Module) -> list[str]:
         for name, module in trunk.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in f".{name}"
     ]
+
+
+def _text_model(trunk: nn.Module) -> str | None:
+    """Name of the language model in a backbone that has another one (images) beside it; None: it is the backbone."""
+    found = {id(module): name for name, module in trunk.named_modules()}
+    return found.get(id(trunk.get_decoder())) or None  # type: ignore[operator]
+
+
+def _below(paths: list[str], name: str) -> list[str]:
+    return [path for path in paths if path.startswith(f"{name}.")]
 
 
 def _of_last_blocks(paths: list[str], number: int) -> list[str]:
@@ -148,10 +182,15 @@ def using(model: nn.Module, name: str | None) -> Iterator[None]:
 
 def adapter_state(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """An adapter's parameters under their names without the adapter's own."""
-    mark = f".{name}."
+    mark = _mark(name)
     return {
-        n.replace(mark, "."): p for n, p in model.named_parameters() if ".lora_" in n and mark in n
+        mark.sub(r"\1.", n): p for n, p in model.named_parameters() if mark.search(n) is not None
     }
+
+
+def _mark(name: str) -> re.Pattern[str]:
+    """What the names of an adapter's parameters have in them; a layer may be called the same."""
+    return re.compile(rf"(\.lora_[^.]+)\.{re.escape(name)}\.")
 
 
 @torch.no_grad()
@@ -201,6 +240,9 @@ def load_adapter(model: PreTrainedModel, name: str, folder: Path) -> Tensor | No
     written = json.loads((folder / SETTINGS).read_text("utf-8"))
     settings = LoraConfig(**{k: v for k, v in written.items() if k in known and v is not None})
     settings.modules_to_save, settings.inference_mode = None, False
+    settings.lora_dropout = (
+        0.0  # of the run that trained it: it is frozen now, or PPO's, which has none
+    )
     _inject(model, settings, name)
     tensors = load_file(folder / WEIGHTS)
     own = {n.removeprefix("base_model.model."): t for n, t in tensors.items()}
@@ -289,7 +331,7 @@ class TrunkScorer(nn.Module):
         super().__init__()
         self._trunk = (trunk,)
         self.adapter, self.owns_adapter = adapter, False
-        config: Any = trunk.config
+        config: Any = trunk.config.get_text_config()  # type: ignore[union-attr]
         # a few OPT models project their last state down
         width: int = getattr(config, "word_embed_proj_dim", config.hidden_size)
         self.score = ScalarHead(width, 1, bias=False, device=trunk.device)  # type: ignore[arg-type]

@@ -9,13 +9,16 @@ import copy
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -24,12 +27,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf_lightning.config import ModelConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import backbone
 from rlhf_lightning.models.head import ScalarHead
 from rlhf_lightning.models.packing import beside_attention
+from rlhf_lightning.models.tokens import eos_id, pad_id
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -49,16 +54,42 @@ def _options(model: ModelConfig) -> dict[str, Any]:
     }
 
 
+# a broken file, an unknown kind, a shape that does not fit, a package that a quantised model needs
+_UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+_UNUSABLE += (SafetensorError, StrictDataclassError)
+
+
 @contextmanager
-def _refusing(path: str | Path) -> Iterator[None]:
-    """What transformers says of a folder or hub id that it cannot load, as the user's error."""
+def refusing(rule: str) -> Iterator[None]:
+    """What transformers says of what it cannot read or make, as the user's error that begins with `rule`."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except UserError:
+        raise
+    except _UNUSABLE as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = lines[: 2 if lines and lines[0].endswith(":") else 1]
+        reason = " ".join(said) or type(error).__name__
+        hint = "; model.attention=eager may do" if "scaled_dot_product" in reason else ""
+        raise UserError(f"{rule} ({reason}{hint})") from error
+
+
+def _refusing(path: str | Path) -> AbstractContextManager[None]:
+    return refusing(f"model.path must be a hub id or folder with a model, got {str(path)!r}")
+
+
+def require_trainable(path: str | Path, config: Any) -> None:
+    """Raises: UserError for weights that are stored in fewer bits than a float: nothing can be added to them."""
+    if getattr(config, "quantization_config", None) is not None:
         raise UserError(
-            f"model.path must be a hub id or folder with a model, got {str(path)!r} ({reason})"
-        ) from error
+            f"model.path must have weights in fp32, bf16 or fp16, got {str(path)!r} with quantised ones"
+        )
+
+
+def context_of(config: Any) -> int | None:
+    """Tokens that a model's positions reach; None: its config does not say."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", getattr(text, "n_positions", None))
 
 
 def _loaded(
@@ -66,9 +97,22 @@ def _loaded(
 ) -> PreTrainedModel:
     """`kind.from_pretrained`, from safetensors only.
 
-    Raises: UserError if there is no such model, or weights other than those under `new` would be left random.
+    Raises: UserError if there is no such model, it is an adapter or quantised, its context is shorter than
+    `model.context_length`, or weights other than those under `new` would be left random.
     """
+    code = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     with _refusing(path):
+        if find_adapter_config_file(str(path), revision=model.revision) is not None:
+            raise UserError(
+                f"model.path must be a model, got {str(path)!r}, an adapter (merge it into its base first)"
+            )
+        config = AutoConfig.from_pretrained(path, **code)
+        require_trainable(path, config)
+        longest = context_of(config)
+        if longest is not None and model.context_length > longest:
+            raise UserError(
+                f"model.context_length must be <= {longest}, the context of {path}, got {model.context_length}"
+            )
         module, report = kind.from_pretrained(
             path,
             use_safetensors=True,
@@ -89,27 +133,27 @@ def _loaded(
 def load_tokenizer(path: str | Path, model: ModelConfig) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder or hub id.
 
-    Raises: UserError if there is none.
+    Raises: UserError if there is none, or none of the tokenizers library.
     """
     with _refusing(path):
-        return AutoTokenizer.from_pretrained(
+        found = AutoTokenizer.from_pretrained(
             path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
+    if not hasattr(found, "backend_tokenizer"):
+        raise UserError(
+            f"model.path must have a tokenizer.json, got {str(path)!r} with a {type(found).__name__}"
+        )
+    return found
 
 
 def load_policy(path: str | Path, model: ModelConfig) -> PreTrainedModel:
     """A causal LM from a folder or hub id.
 
-    Raises: UserError if there is none, it has other layers than attention, or its context is shorter than
+    Raises: UserError if there is none, it cannot be trained here, or its context is shorter than
     `model.context_length`.
     """
     policy = _loaded(AutoModelForCausalLM, path, model)
     _require_attention(policy)
-    longest = getattr(policy.config, "max_position_embeddings", None)
-    if longest is not None and model.context_length > longest:
-        raise UserError(
-            f"model.context_length must be <= {longest}, the context of {path}, got {model.context_length}"
-        )
     return prepare(policy, model)
 
 
@@ -119,9 +163,10 @@ def new_policy(
     """The model's own weights: those of `model.path`, or random ones of `model.architecture`."""
     if model.path is not None:
         return grow_embeddings(load_policy(model.path, model), tokenizer)
-    config = _architecture(model, tokenizer)
-    with torch.random.fork_rng():
+    rule = f"model.architecture must be the shape of a causal LM, got {model.architecture}"
+    with torch.random.fork_rng(), refusing(rule):
         torch.manual_seed(seed)
+        config = _architecture(model, tokenizer)
         policy = AutoModelForCausalLM.from_config(config, **_options(model))
     _require_attention(policy)
     return prepare(policy, model)
@@ -162,8 +207,16 @@ def new_scorer(
 
 
 def scorer_on(policy: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
-    """A scalar-head model with a copy of the policy's backbone, whose score is 0."""
+    """A scalar-head model with a copy of the policy's backbone, whose score is 0.
+
+    Raises: UserError if transformers has no such model of this family.
+    """
     config = copy.deepcopy(policy.config)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserError(
+            "ppo.value must be shared (or ppo.advantage=rloo) where transformers has no sequence classifier of a"
+            f" family, got {type(policy).__name__}"
+        )
     config.num_labels = 1
     scorer = AutoModelForSequenceClassification.from_config(config, **_options(model))
     backbone(scorer).load_state_dict(backbone(policy).state_dict())
@@ -176,6 +229,10 @@ def load_scorer(path: str | Path, model: ModelConfig) -> PreTrainedModel:
     scorer = _loaded(AutoModelForSequenceClassification, path, model)
     if scorer.config.num_labels != 1:
         raise UserError(f"{path}: a reward model has one label, got {scorer.config.num_labels}")
+    if not isinstance(head := getattr(scorer, "score", None), nn.Linear):
+        raise UserError(
+            f"{path}: a reward model's head must be a linear layer `score`, got {type(head).__name__}"
+        )
     return prepare(scorer, model)
 
 
@@ -193,8 +250,6 @@ def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     set_dropout(module, 0.0)
     if isinstance(head := getattr(module, "score", None), nn.Linear):
         module.score = ScalarHead.of(head)
-    elif isinstance(head, nn.Module):  # of other making
-        head.float()
     for part in module.modules():  # some layers keep the probability as a number (attention, OPT)
         for name, value in list(vars(part).items()):
             if "dropout" in name and isinstance(value, float):
@@ -238,8 +293,24 @@ def placed(module: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 def save(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
     """A Hugging Face folder with safetensors weights and the tokenizer with its chat template."""
+    tell_special_tokens(module, tokenizer)
     module.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def tell_special_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write into the model's configs what its tokenizer pads with and ends with.
+
+    Other tools look there: for the token whose score is the text's, and for where to stop.
+    """
+    config = module.config
+    for found in (config, config.get_text_config(), getattr(module, "generation_config", None)):  # type: ignore[union-attr]
+        if found is None:
+            continue
+        ends = found.eos_token_id
+        found.pad_token_id = pad_id(tokenizer)
+        if eos_id(tokenizer) not in (ends if isinstance(ends, list) else [ends]):
+            found.eos_token_id = eos_id(tokenizer)
 
 
 def parameters_of(module: nn.Module) -> int:

@@ -28,10 +28,6 @@ def require_packable(model: PreTrainedModel, *, length: int, key: str) -> None:
         raise UserError(
             f"model must be one whose rows can hold several documents, got {name}: {reason}"
         )
-    if model.config._attn_implementation == "flash_attention_2":  # type: ignore[union-attr]
-        raise UserError(
-            "model.attention must be sdpa or eager where rows hold several documents, got 'flash_attention_2'"
-        )
     window = attention_window(model.config)
     if window is not None and length > window:
         raise UserError(
@@ -41,8 +37,7 @@ def require_packable(model: PreTrainedModel, *, length: int, key: str) -> None:
 
 def _unfit(model: PreTrainedModel) -> str | None:
     """Why a mask and positions do not keep documents apart; None: they do."""
-    config: Any = model.config
-    if getattr(config, "alibi", False):
+    if getattr(_text_config(model.config), "alibi", False):
         return "its positions are distances in the row (ALiBi)"
     if not accepts(type(model), "position_ids"):
         return "it takes no position_ids"
@@ -51,7 +46,10 @@ def _unfit(model: PreTrainedModel) -> str | None:
 
 def beside_attention(model: PreTrainedModel) -> str | None:
     """What else than attention goes along a row, whatever the mask says, and has no keys and values; None: nothing."""
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", *_WINDOWED}
+    kinds = set(getattr(_text_config(model.config), "layer_types", None) or ()) - {
+        "full_attention",
+        *_WINDOWED,
+    }
     if kinds:
         return f"it has layers of {min(kinds)}"
     if any(isinstance(module, nn.Conv1d) for module in model.modules()):
@@ -59,11 +57,17 @@ def beside_attention(model: PreTrainedModel) -> str | None:
     return None
 
 
+def _text_config(config: Any) -> Any:
+    """What is said of the language model, where there is more beside it (images)."""
+    return config.get_text_config()
+
+
 def attention_window(config: Any) -> int | None:
     """Tokens that the shortest-sighted layer sees, its own among them; None: all of them.
 
     A config may carry a window that its layers do not use.
     """
+    config = _text_config(config)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:  # one kind of layer: then the window is used if there is one
         return getattr(config, "sliding_window", None)

@@ -17,7 +17,10 @@ from transformers import (
 )
 
 from rlhf_lightning.config import RewardPartConfig
+from rlhf_lightning.data.encode import encode_conversations
 from rlhf_lightning.errors import RunFailed, UserError
+from rlhf_lightning.models.head import ScalarHead
+from rlhf_lightning.models.loading import context_of, refusing
 from rlhf_lightning.rewards.base import Means, ScoreRequest
 
 log = logging.getLogger("rlhf_lightning")
@@ -27,9 +30,11 @@ NO_LIMIT = 10**9
 
 
 class ExternalReward(nn.Module):
-    """Any sequence classifier with one label; the policy's tokenizer plays no part unless it is the same one.
+    """Any sequence classifier with one label; the policy's tokenizer plays no part.
 
-    Its raw logit is the score: reward_bias and reward_gain of this project's own artifacts are not applied.
+    It reads the conversation in its own chat template, to the template's last character, and what people or the
+    policy wrote never becomes a special token. An artifact of this project has learned to judge at EOS, so it is read
+    up to there. Its raw logit is the score: reward_bias and reward_gain are not applied.
     """
 
     def __init__(
@@ -39,37 +44,46 @@ class ExternalReward(nn.Module):
         part: RewardPartConfig,
         *,
         key: str,
+        until_eos: bool = False,
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer, self.part, self.key = tokenizer, part, key
-        self.max_length = part.max_length or _context(model, tokenizer)
-        self._same_as: tuple[int, bool] = (0, False)
+        self.tokenizer, self.part, self.key, self.until_eos = tokenizer, part, key, until_eos
+        self.max_length = _max_length(model, tokenizer, part, key)
         self._means, self._warned = Means(), False
 
     @torch.no_grad()
     def forward(self, request: ScoreRequest) -> Tensor:
         """Scores (B,) of the record's messages with the response as the assistant's turn."""
-        own = self._reads_tokens_of(request.tokenizer)
-        rows = self._fitting(request.rows if own else self.encode(conversations(request)))
+        rows = self._fitting(self.encode(conversations(request)))
         device = request.prompt_ids.device
         # rows of like length share a batch: little padding is computed
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        pad, size = self.model.config.pad_token_id, self.part.batch_size
-        if pad is None:  # it can find a row's last token in a batch of one only
-            pad, size = 0, 1
+        config: Any = self.model.config.get_text_config()  # type: ignore[union-attr]
+        pad, size = config.pad_token_id, self.part.batch_size
+        if pad is None or not 0 <= pad < config.vocab_size:
+            pad, size = 0, 1  # it can find a row's last token in a batch of one only
         found = torch.empty(len(rows), device=device)
         for start in range(0, len(order), size):
             chunk = order[start : start + size]
             ids, mask = _right_padded([rows[i] for i in chunk], pad, device)
-            found[chunk] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+            # in the precision that was asked for, whatever the trainer computes in
+            with torch.autocast(device.type, enabled=False):
+                found[chunk] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
         return found
 
     def encode(self, messages: Sequence[list[dict[str, str]]]) -> list[list[int]]:
         """Token ids of whole conversations, in the model's own template."""
-        texts: Any = self.tokenizer.apply_chat_template(list(messages), tokenize=False)
-        # the template writes the special tokens
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+        try:
+            rows = encode_conversations(self.tokenizer, messages)
+        except UserError as error:  # a template that refuses a role
+            raise RunFailed(f"{self.key}.path={self.part.path}: {error}") from error
+        return [self._up_to_eos(row) for row in rows] if self.until_eos else rows
+
+    def _up_to_eos(self, row: list[int]) -> list[int]:
+        """Without what the template writes behind the last EOS."""
+        eos: Any = self.tokenizer.eos_token_id
+        return row[: len(row) - row[::-1].index(eos)] if eos in row else row
 
     def take_statistics(self) -> dict[str, float]:
         """`too_long`: share of the conversations that were longer than the model reads."""
@@ -94,13 +108,13 @@ class ExternalReward(nn.Module):
                 self.key,
                 self.max_length,
             )
-        return [row[-self.max_length :] for row in rows]
+        return [self._cut(row) if far else row for row, far in zip(rows, beyond, strict=True)]
 
-    def _reads_tokens_of(self, other: PreTrainedTokenizerBase) -> bool:
-        """Whether a tokenizer is the model's own; compared once for each."""
-        if self._same_as[0] != id(other):
-            self._same_as = (id(other), _same(self.tokenizer, other))
-        return self._same_as[1]
+    def _cut(self, row: list[int]) -> list[int]:
+        """Its last tokens, behind the first one where that is what an encoder reads, or BOS."""
+        read = row[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        first = row[:1] if read and self.max_length > 1 else []
+        return [*first, *row[len(first) - self.max_length :]]
 
 
 def conversations(request: ScoreRequest) -> list[list[dict[str, str]]]:
@@ -122,7 +136,8 @@ def load_external(part: RewardPartConfig, *, key: str) -> ExternalReward:
         "revision": part.revision,
         "trust_remote_code": part.trust_remote_code,
     }
-    try:
+    what = f"{key}.path must be a hub id or folder with a sequence classifier, got {part.path!r}"
+    with refusing(what):
         config = AutoConfig.from_pretrained(part.path, **options)
         if config.num_labels != 1:
             raise UserError(
@@ -133,6 +148,8 @@ def load_external(part: RewardPartConfig, *, key: str) -> ExternalReward:
             raise UserError(
                 f"{key}.path must have a tokenizer with a chat template, got {part.path!r} without one"
             )
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise UserError(f"{key}.path must have a tokenizer.json, got {part.path!r} without one")
         model, report = AutoModelForSequenceClassification.from_pretrained(
             part.path,
             use_safetensors=True,
@@ -140,47 +157,37 @@ def load_external(part: RewardPartConfig, *, key: str) -> ExternalReward:
             output_loading_info=True,
             **options,
         )
-    except UserError:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{key}.path must be a hub id or folder with a sequence classifier, got {part.path!r} ({reason})"
-        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
             f"{key}.path must have all weights of a sequence classifier, got {part.path!r} without {missing[0]}"
         )
-    return ExternalReward(model, tokenizer, part, key=key)
+    if isinstance(head := getattr(model, "score", None), nn.Linear):
+        model.score = ScalarHead.of(head)
+    return ExternalReward(model, tokenizer, part, key=key, until_eos=hasattr(config, "reward_bias"))
 
 
-def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that the model says it reads."""
-    config = model.config
-    longest = getattr(config, "max_position_embeddings", getattr(config, "n_positions", None))
-    limits = [longest, tokenizer.model_max_length]
-    return int(min(limit for limit in (*limits, NO_LIMIT) if limit is not None))
+def _max_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: RewardPartConfig, key: str
+) -> int:
+    """Tokens of one conversation: what the part says, or else the model and its tokenizer.
+
+    Raises: UserError if the part says more than the model has positions.
+    """
+    longest = _positions(model)
+    if part.max_length is not None and part.max_length > longest:
+        raise UserError(
+            f"{key}.max_length must be <= {longest}, the context of {part.path}, got {part.max_length}"
+        )
+    return part.max_length or int(min(longest, tokenizer.model_max_length))
 
 
-def _same(ours: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers read any conversation alike: one vocabulary, one model of text, one template."""
-    if ours is other:
-        return True
-    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (ours, other)]
-    if None in backends:
-        return False
-    texts = [_bare(backend) for backend in backends]
-    special = [(t.bos_token, t.eos_token, t.chat_template) for t in (ours, other)]
-    return texts[0] == texts[1] and special[0] == special[1]
-
-
-def _bare(backend: Any) -> str:
-    """A fast tokenizer as text, without the padding and truncation that a call may have left set."""
-    import json
-
-    found = json.loads(backend.to_str())
-    return json.dumps({k: v for k, v in found.items() if k not in ("padding", "truncation")})
+def _positions(model: PreTrainedModel) -> int:
+    """Positions of a model that text can have; RoBERTa and its kin begin to count behind the padding's."""
+    places = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    skipped = max((getattr(m, "padding_idx", None) or -1 for m in places), default=-1) + 1
+    longest = context_of(model.config)
+    return NO_LIMIT if longest is None else longest - skipped
 
 
 def _right_padded(

@@ -26,6 +26,9 @@ from rlhf_lightning.stages.response_logits import ResponseLogits
 
 AllSum = Callable[[Tensor], Tensor]
 
+LOGITS = 2**28
+"""Numbers that the logits of one pass over responses may have, 1 GB in fp32; one group of rows at least."""
+
 
 @dataclass
 class Sampling:
@@ -131,10 +134,14 @@ def _scored(
     together = sampling.group_size > 1
 
     def logprobs(model: nn.Module) -> Tensor:
-        logits = ResponseLogits.of(
-            model, sequence, temperature=sampling.temperature, share_prompt=together
-        )
-        return logits.logprobs(responses.ids).masked_fill(~responses.mask, 0.0)
+        pieces = zip(*(t.split(_rows_at_once(model, sampling)) for t in sequence), strict=True)
+        found = [
+            ResponseLogits.of(
+                model, piece, temperature=sampling.temperature, share_prompt=together
+            ).logprobs(piece[2])
+            for piece in pieces
+        ]
+        return torch.cat(found).masked_fill(~responses.mask, 0.0)
 
     zeros = torch.zeros_like(responses.logprobs)
     request = ScoreRequest(
@@ -154,6 +161,14 @@ def _scored(
         scores=zeros[:, 0] if reward is None else reward(request),
         ended=responses.ended,
     )
+
+
+def _rows_at_once(model: nn.Module, sampling: Sampling) -> int:
+    """Responses whose logits are in memory together: whole groups, and as many in each process."""
+    config: Any = model.config
+    row = sampling.max_response_tokens * config.get_text_config().vocab_size
+    groups = max(LOGITS // (row * sampling.group_size), 1)
+    return groups * sampling.group_size
 
 
 def _concatenate(parts: list[Rollout], *, pad_id: int) -> Rollout:

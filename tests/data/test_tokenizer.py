@@ -4,11 +4,17 @@ import sys
 
 import pytest
 
+from rlhf_lightning.data.encode import (
+    encode_completion,
+    encode_demonstration,
+    encode_prompt,
+)
 from rlhf_lightning.data.tokenizer import (
     SPECIAL_TOKENS,
     prepare_tokenizer,
     tokenizer_fingerprint,
     train_tokenizer,
+    turn_end,
 )
 from tests.data.conftest import TEXTS
 
@@ -155,6 +161,11 @@ RAW = {
     "what GPT-NeoX leaves unsaid": {"config": {"tokenizer_class": "GPTNeoXTokenizerFast"}},
     "what Qwen3 leaves unsaid": {"config": {"eos_token": "<|im_end|>"}, "model_type": "qwen3"},
     "no tokenizer_config.json": {"config": {}},
+    "turns that end with another token than EOS": {
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "chat_template": "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}<|im_end|>\n{% endfor %}",
+    },
 }  # fmt: skip
 
 
@@ -174,6 +185,48 @@ def test_the_fingerprint_of_a_folder_of_other_making_is_that_of_the_prepared_tok
     assert fingerprint == tokenizer_fingerprint(loaded)
     loaded.save_pretrained(trained)  # as an artifact has it
     assert fingerprint == tokenizer_fingerprint(trained)
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+ENDS = {
+    CHATML: "<|im_end|>",
+    CHATML.replace("\n", "\\n"): "<|im_end|>",
+    "{% for m in messages %}{{ m.content }} {{ eos_token }}{% endfor %}": "<|endoftext|>",
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}": None,  # none
+    "{{ raise_exception('no') }}": None,
+    "{{ messages[7].content }}": None,
+    "{% broken": None,
+}
+
+
+@pytest.mark.parametrize("template", [*ENDS, None])
+def test_the_token_that_ends_a_turn_is_the_one_behind_an_answer(template):
+    strings = ["<|im_start|>", "<|im_end|>", "<|im_end|>x", "<|endoftext|>"]
+    special = {"bos_token": None, "eos_token": "<|endoftext|>"}
+    expected = ENDS.get(template)
+    assert turn_end(template, special, strings) == expected
+    if template is not None:
+        assert turn_end({"tool": "", "default": template}, special, strings) == expected
+
+
+def test_a_response_ends_where_the_chat_template_ends_a_turn():
+    tokenizer = bare(eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    assert prepare_tokenizer(tokenizer) == 0
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    learnt = encode_demonstration(tokenizer, said, 100)
+    assert learnt.ids == [
+        *encode_prompt_and(tokenizer, said[:1]),
+        *encode_completion(tokenizer, "yo"),
+    ]
+    assert learnt.ids[-1] == tokenizer.eos_token_id
+
+
+def encode_prompt_and(tokenizer, messages):
+    """This template has no generation prompt: the answer's head is the policy's to write, here it is given."""
+    head = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
+    return [*encode_prompt(tokenizer, messages), *head]
 
 
 def test_special_tokens_of_an_older_folder_are_read_where_they_lie(tmp_path):

@@ -36,7 +36,7 @@ def test_entropy_of_a_uniform_distribution_is_log_v():
     torch.testing.assert_close(entropy(torch.zeros(2, 3, 5)), torch.full((2, 3), math.log(5)))
 
 
-@pytest.mark.parametrize("chunk", [1, 60, 2**22])
+@pytest.mark.parametrize("chunk", [1, 25, 60, 2**22])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3), (torch.float64, 1e-12)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,18 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    SiglipVisionConfig,
+)
 
 from rlhf_lightning.config import LoRAConfig
 from rlhf_lightning.errors import UserError
@@ -30,7 +42,8 @@ from rlhf_lightning.models.adapters import (
     using,
 )
 from rlhf_lightning.models.forward import response_logits, sequence_scores, token_values
-from rlhf_lightning.models.loading import set_dropout
+from rlhf_lightning.models.loading import context_of, set_dropout
+from rlhf_lightning.models.packing import attention_window
 from rlhf_lightning.models.shared_prompt import response_scores_by_cache
 from tests.tiny import tiny_policy, tiny_scorer
 
@@ -279,3 +292,97 @@ def test_block_one_of_twelve_is_not_taken_for_block_eleven(tmp_path: Path) -> No
     loaded = PeftModel.from_pretrained(LlamaForCausalLM(config), str(tmp_path))
     found = {name for name, _ in loaded.named_parameters() if ".lora_A." in name}
     assert len(found) == 11 and block_numbers(found) == set(range(1, 12))
+
+
+def test_layers_whose_names_are_also_those_of_fused_experts_are_refused() -> None:
+    config = Qwen3MoeConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=2,
+        mlp_only_layers=[0],
+    )
+    with pytest.raises(UserError, match=r"^lora\.targets must be linear layers alone, got 'down_"):
+        add_adapter(Qwen3MoeForCausalLM(config), LORA, "trained", seed=0)
+    attention = LoRAConfig(rank=2, alpha=4.0, targets="q_proj,v_proj")
+    model = Qwen3MoeForCausalLM(config)
+    add_adapter(model, attention, "trained", seed=0)
+    assert len(adapter_state(model, "trained")) == 8
+    merge_adapter(model, "trained")
+
+
+def text_and_images() -> Gemma3ForConditionalGeneration:
+    """A model of text with one of images beside it, whose layers have the same names."""
+    torch.manual_seed(0)
+    text = Gemma3TextConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=8,
+        max_position_embeddings=64,
+    )
+    images = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=images))
+
+
+@pytest.mark.parametrize("last_blocks", [None, 1])
+def test_a_model_of_text_and_images_has_adapters_on_its_text_model(last_blocks: int | None) -> None:
+    model = text_and_images()
+    add_adapter(model, replace(LORA, last_blocks=last_blocks), "trained", seed=0)
+    names = [name for name in adapter_state(model, "trained") if "lora_A" in name]
+    assert len(names) == 7 * (last_blocks or 2)
+    assert all(".language_model." in name for name in names)
+
+
+def test_what_is_said_of_the_text_model_is_read_where_images_stand_beside_it() -> None:
+    model = text_and_images()
+    assert attention_window(model.config) == 8
+    assert context_of(model.config) == 64
+    assert TrunkScorer(model, None).score.in_features == 16
+
+
+def test_a_layer_may_be_called_like_an_adapter() -> None:
+    model = BertLMHeadModel(
+        BertConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            is_decoder=True,
+        )
+    )
+    only = replace(LORA, targets="query,value")
+    add_adapter(model, only, "trained", seed=0)
+    add_adapter(model, only, "value", seed=0)
+    trained, value = adapter_state(model, "trained"), adapter_state(model, "value")
+    assert trained.keys() == value.keys()
+    assert len(value) == 4
+    assert not {id(p) for p in trained.values()} & {id(p) for p in value.values()}
+
+
+def test_an_adapter_is_read_without_the_dropout_that_it_was_trained_with(tmp_path: Path) -> None:
+    model = tiny_policy()
+    add_adapter(model, replace(LORA, dropout=0.5), "trained", seed=0)
+    save_adapter(model, "trained", tmp_path, base="x")
+    other = tiny_policy()
+    load_adapter(other, "value", tmp_path)
+    dropouts = [m for n, m in other.named_modules() if n.endswith("lora_dropout.value")]
+    assert dropouts
+    assert not any(isinstance(m, nn.Dropout) and m.p > 0 for m in dropouts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
-from rlhf_lightning.config import ModelConfig
+from rlhf_lightning.config import LoRAConfig, ModelConfig
 from rlhf_lightning.data.tokenizer import tokenizer_fingerprint, train_tokenizer
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.adapters import backbone
+from rlhf_lightning.models.adapters import add_adapter, backbone, save_adapter
 from rlhf_lightning.models.forward import sequence_scores
 from rlhf_lightning.models.loading import (
     load_policy,
@@ -184,3 +186,103 @@ def test_a_scalar_head_is_in_fp32_and_its_scores_are_not_on_the_grid_of_bfloat16
         scores = sequence_scores(scorer, ids, torch.ones_like(ids).bool())
     assert not torch.equal(scores, scores.bfloat16().float())
     assert len(scores.unique()) == 64
+
+
+def test_an_exported_config_names_the_tokenizers_pad_and_eos(tokenizer, tmp_path: Path) -> None:
+    made = new_policy(config("llama"), tokenizer, seed=5)
+    made.config.pad_token_id = made.config.eos_token_id = 7  # as others leave it
+    made.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
+    save(made, tokenizer, tmp_path / "policy")
+    back = load_policy(tmp_path / "policy", config("llama"))
+    for found in (back.config, back.generation_config):
+        assert found.pad_token_id == tokenizer.pad_token_id
+    assert back.config.eos_token_id == tokenizer.eos_token_id
+    assert back.generation_config.eos_token_id == [7, tokenizer.eos_token_id]  # it stops there too
+
+    scorer = new_scorer(tmp_path / "policy", config("llama"), seed=0)
+    scorer.config.pad_token_id = tokenizer.eos_token_id
+    save(scorer, tokenizer, tmp_path / "scorer")
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "scorer").eval()
+    ids = torch.tensor([[5, 6, tokenizer.eos_token_id], [5, tokenizer.eos_token_id, 0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    assert tokenizer.pad_token_id == 0
+    with torch.no_grad():
+        expected = stock(input_ids=ids, attention_mask=mask.long()).logits[:, 0]
+        torch.testing.assert_close(sequence_scores(scorer.eval(), ids, mask), expected)
+
+
+def half_downloaded(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:900])
+
+
+def a_pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+
+
+def another_shape(folder: Path) -> None:
+    change(folder / "config.json", intermediate_size=48)
+
+
+def quantised(folder: Path) -> None:
+    change(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize("harm", [half_downloaded, a_pointer, another_shape, quantised])
+@pytest.mark.parametrize("load", [load_policy, lambda p, m: new_scorer(p, m, seed=0)])
+def test_weights_that_cannot_be_read_or_trained_are_one_line(
+    tokenizer, tmp_path: Path, harm: Any, load: Any
+) -> None:
+    save(new_policy(config("llama"), tokenizer, seed=5), tokenizer, tmp_path)
+    harm(tmp_path)
+    with pytest.raises(UserError, match=r"^model\.path must .*got ") as caught:
+        load(tmp_path, config("llama"))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_tokenizer_is_one_line(tokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^model\.path must be"):
+        load_tokenizer(tmp_path, config("llama"))
+
+
+def test_an_adapter_is_no_model(tokenizer, tmp_path: Path) -> None:
+    base = new_policy(config("llama"), tokenizer, seed=5)
+    save(base, tokenizer, tmp_path / "base")
+    add_adapter(base, LoRAConfig(rank=2, alpha=4.0), "trained", seed=0)
+    save_adapter(base, "trained", tmp_path / "adapter", base=str(tmp_path / "base"))
+    (tmp_path / "adapter" / "config.json").write_bytes(
+        (tmp_path / "base" / "config.json").read_bytes()
+    )
+    with pytest.raises(UserError, match=r"an adapter \(merge it into its base first\)$"):
+        load_policy(tmp_path / "adapter", config("llama"))
+
+
+@pytest.mark.parametrize("load", [load_policy, lambda p, m: new_scorer(p, m, seed=0)])
+def test_a_longer_context_than_the_models_is_refused_before_its_weights_are_read(
+    tokenizer, tmp_path: Path, load: Any
+) -> None:
+    save(new_policy(config("llama"), tokenizer, seed=5), tokenizer, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^model\.context_length must be <= 32, .*got 33$"):
+        load(tmp_path, replace(config("llama"), context_length=33))
+
+
+@pytest.mark.parametrize("wrong", [{"hidden_size": 33}, {"hidden_act": "gellu"}])
+def test_a_shape_that_no_model_has_is_one_line(tokenizer, wrong: dict[str, Any]) -> None:
+    shape = replace(config("llama"), architecture=SHAPES["llama"] | wrong)
+    with pytest.raises(UserError, match=r"^model\.architecture must be the shape of a causal LM"):
+        new_policy(shape, tokenizer, seed=0)
+
+
+def test_a_family_without_classifiers_cannot_have_a_value_model_of_its_own(tokenizer) -> None:
+    shape = SHAPES["llama"] | {"model_type": "granite"}
+    policy = new_policy(replace(config("llama"), architecture=shape), tokenizer, seed=0)
+    with pytest.raises(UserError, match=r"^ppo\.value must be shared .*got GraniteForCausalLM"):
+        scorer_on(policy, config("llama"))

@@ -154,10 +154,3 @@ def test_a_model_that_a_mask_does_not_keep_apart_is_refused(family: str) -> None
         match=f"^model must be one whose rows can hold several documents, got .*: {reason}",
     ):
         require_packable(AutoModelForCausalLM.from_config(config), length=8, key="sft.max_length")
-
-
-def test_flash_attention_takes_no_such_mask() -> None:
-    model = built(llama_config())
-    model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(UserError, match=r"^model\.attention must be sdpa or eager"):
-        require_packable(model, length=8, key="sft.max_length")

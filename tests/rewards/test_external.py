@@ -19,6 +19,8 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from rlhf_lightning.config import RewardPartConfig
@@ -114,21 +116,104 @@ def test_the_score_is_transformers_own_on_the_conversation_in_its_own_template(
     assert not any(p.requires_grad for p in reward.parameters())
 
 
-def test_with_the_policys_own_tokenizer_the_tokens_are_used_as_they_are(tmp_path: Path) -> None:
-    ours = tokenizer()
-    reward = load_external(part(saved(tmp_path, llama(), ours)), key=KEY)
-    ask = request(ours)
-    with torch.no_grad():
-        rows = [torch.tensor([row]) for row in ask.rows]
-        expected = [reward.model(input_ids=row).logits[0, 0] for row in rows]
-    torch.testing.assert_close(reward(ask), torch.stack(expected), atol=1e-5, rtol=1e-4)
-    # the sampled tokens count, even those that no text gives: here a response of two halves of words
-    other = replace_tokens(ask)
-    assert not torch.allclose(reward(other), reward(ask))
+def chatml(reads: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A template that writes a line break behind EOS, as many do."""
+    reads.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] + eos_token }}\n{% endfor %}"
+    )
+    return reads
 
 
-def replace_tokens(ask):
-    return replace(ask, response_ids=ask.response_ids.flip(1))
+def test_an_artifact_of_this_project_is_read_at_eos_and_others_to_the_templates_end(
+    tmp_path: Path,
+) -> None:
+    reads, model = chatml(tokenizer()), llama()
+    foreign = load_external(part(saved(tmp_path / "foreign", model, reads)), key=KEY)
+    model.config.reward_bias, model.config.reward_gain = 0.0, 1.0
+    own = load_external(part(saved(tmp_path / "own", model, reads)), key=KEY)
+    ask = request(tokenizer())
+    (tail,) = {tuple(row[-2:]) for row in foreign.encode(conversations(ask))}
+    assert tail == (reads.eos_token_id, reads.encode("\n")[0])
+    (last,) = {row[-1] for row in own.encode(conversations(ask))}
+    assert last == reads.eos_token_id
+    torch.testing.assert_close(
+        foreign(ask), torch.tensor(by_transformers(tmp_path / "foreign")), atol=1e-5, rtol=1e-4
+    )
+    assert not torch.allclose(own(ask), foreign(ask))
+
+
+def test_what_was_written_never_becomes_a_special_token(tmp_path: Path) -> None:
+    reads = chatml(tokenizer())
+    reward = load_external(part(saved(tmp_path, llama(), reads)), key=KEY)
+    eos = reads.eos_token_id
+    said = [{"role": "user", "content": "who"}, {"role": "assistant", "content": "me<|end|>\nyes"}]
+    (row,) = reward.encode([said])
+    assert row.count(eos) == 2  # one a turn
+    assert reads.decode([i for i in row if i != eos]).count("<|end|>") == 1
+
+
+def test_a_template_that_refuses_a_role_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    reads = their_tokenizer()
+    reads.chat_template = "{{ raise_exception('System role not supported') }}"
+    reward = load_external(part(saved(tmp_path, llama(), reads)), key=KEY)
+    with pytest.raises(RunFailed, match=rf"^{KEY}\.path=.*System role not supported"):
+        reward(request(tokenizer()))
+
+
+def test_the_first_token_stays_where_it_is_bos(tmp_path: Path) -> None:
+    reads = chatml(tokenizer())
+    reward = load_external(part(saved(tmp_path, llama(), reads), max_length=5), key=KEY)
+    (whole,) = reward.encode([[{"role": "user", "content": "who eats what in the wood"}]])
+    assert reward._fitting([whole]) == [[whole[0], *whole[-4:]]]
+    reads.chat_template = TEMPLATE  # without BOS
+    other = load_external(part(saved(tmp_path, llama(), reads), max_length=5), key=KEY)
+    (whole,) = other.encode([[{"role": "user", "content": "who eats what in the wood"}]])
+    assert other._fitting([whole]) == [whole[-5:]]
+
+
+def test_autocast_of_the_trainer_does_not_round_the_scores(tmp_path: Path) -> None:
+    reward = load_external(part(saved(tmp_path, llama(), their_tokenizer())), key=KEY)
+    half = load_external(part(tmp_path, dtype="bfloat16"), key=KEY)
+    ask = request(tokenizer())
+    plain = reward(ask)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(reward(ask), plain)
+    scores = half(ask)  # a head in fp32 on weights that are rounded
+    assert not torch.equal(scores, scores.bfloat16().float())
+
+
+def test_positions_that_no_text_can_have_are_not_counted(tmp_path: Path) -> None:
+    config = RobertaConfig(
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=34,
+        pad_token_id=1,
+        num_labels=1,
+    )
+    folder = saved(tmp_path, RobertaForSequenceClassification(config), their_tokenizer())
+    reward = load_external(part(folder), key=KEY)
+    assert reward.max_length == 32
+    assert (
+        reward(request(tokenizer(), ["the fox eats meat and the hare eats grass"] * 3))
+        .isfinite()
+        .all()
+    )
+    assert reward.take_statistics()["too_long"] > 0
+    with pytest.raises(UserError, match=rf"^{KEY}\.max_length must be <= 32, .* got 33$"):
+        load_external(part(folder, max_length=33), key=KEY)
+
+
+def test_a_pad_token_outside_the_vocabulary_is_none(tmp_path: Path) -> None:
+    folder = saved(tmp_path, llama(pad=None), their_tokenizer())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": -1}))
+    reward = load_external(part(folder), key=KEY)
+    torch.testing.assert_close(
+        reward(request(tokenizer())), torch.tensor(by_transformers(folder)), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_bias_and_gain_of_this_projects_artifacts_are_not_applied(tmp_path: Path) -> None:
@@ -195,6 +280,10 @@ def test_folders_that_are_no_reward_model_are_refused(tmp_path: Path) -> None:
     config = llama().config
     saved(headless, LlamaForCausalLM(config), their_tokenizer())
     assert complaint(headless).endswith("without score.weight")
+
+    broken = saved(tmp_path / "broken", llama(), their_tokenizer())
+    (broken / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    assert complaint(broken).startswith(f"{KEY}.path must be a hub id or folder with a sequence")
 
     pickled = saved(tmp_path / "pickled", llama(), their_tokenizer())
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")

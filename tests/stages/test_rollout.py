@@ -5,15 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_lightning import processes
+from rlhf_lightning import processes, stages
 from rlhf_lightning.stages.rollout import Sampling, collect
 from rlhf_lightning.stages.watching import weighted_means
 from tests.stages.tiny_ppo import reward, tokenizer
 from tests.tiny import prompt_batch, tiny_policy, tiny_scorer
 
 
+@pytest.mark.parametrize("logits", [1, 2**28])
 @pytest.mark.parametrize("chunk", [1, 3, 8])
-def test_rows_come_back_in_the_prompts_order_with_their_own_values(chunk: int) -> None:
+def test_rows_come_back_in_the_prompts_order_with_their_own_values(
+    chunk: int, logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.rollout, "LOGITS", logits)
     prompts = prompt_batch([3, 9, 2, 6, 4, 4, 7, 1], width=12)
     sampling = Sampling(6, 1.0, chunk, tokenizer())
     rollout = collect(
@@ -42,6 +46,31 @@ def collect_again(prompts, row: int, response: torch.Tensor) -> torch.Tensor:
     ids = torch.cat([prompts.ids[row][prompts.mask[row]], response])[None]
     logits = tiny_policy(5)(input_ids=ids).logits[0, -len(response) - 1 : -1]
     return logits.log_softmax(-1).gather(1, response[:, None])[:, 0].detach()
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(1, 3), (10 * 6 * 40, 9), (12 * 6 * 40, 12)])
+def test_logits_of_a_pass_are_of_whole_groups_and_within_the_limit(
+    limit: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.rollout, "LOGITS", limit)
+    heights: list[int] = []
+    reference = tiny_policy(5).eval()
+    assert reference.config.vocab_size == 40
+    reference.lm_head.register_forward_hook(lambda _m, args, _o: heights.append(len(args[0])))
+    prompts = prompt_batch([4, 4, 4, 7, 7, 7, 2, 2, 2, 5, 5, 5], width=9)
+    for first in range(0, 12, 3):
+        prompts.ids[first : first + 3] = prompts.ids[first]
+    collect(
+        prompts,
+        tiny_policy().eval(),
+        reference,
+        None,
+        reward(),
+        Sampling(6, 1.0, 12, tokenizer(), group_size=3),
+        torch.Generator().manual_seed(0),
+    )
+    # prompts once each, then all responses
+    assert max(heights) == rows
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
