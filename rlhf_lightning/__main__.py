@@ -58,7 +58,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
         from rlhf_lightning.runs.listing import runs_table
 
-        Console().print(runs_table(Path(root.outputs)))
+        console = Console()
+        if not console.is_terminal:  # a file or a pipe breaks no lines
+            console.width = max(console.width, 200)
+        console.print(runs_table(Path(root.outputs)))
         return {}
     if root.task == "sweep_report":
         from rlhf_lightning.tasks import sweep_report
@@ -168,8 +171,10 @@ def _quoted(item: str) -> str:
     theirs = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if value in ("", "null") or theirs:
         return item
+    # OmegaConf would look for a key in ${...}; a backslash keeps it as it is, and one before it is one too
+    kept = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     # in Hydra's quotes a backslash counts only before a quote, and the closing one is one too
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', kept)
     tail = len(escaped) - len(escaped.rstrip("\\"))
     return f'{key}="{escaped}{escaped[len(escaped) - tail :]}"'
 

@@ -60,6 +60,10 @@ def check_targets(tree: dict[str, Any]) -> None:
         for name, node in (tree.get(group) or {}).items():
             if node is not None:  # null switches one off
                 _check_node(node, f"{group}.{name}")
+                if node["_target_"].rsplit(".", 1)[-1] == "ModelCheckpoint":
+                    raise UserError(
+                        f"{group}.{name}._target_ must not write checkpoints: use <stage>.checkpoint_every"
+                    )
     for stage in STAGES:
         _check_optimizer(tree[stage]["optimizer"], f"{stage}.optimizer")
     for name, source in tree["mix"]["sources"].items():

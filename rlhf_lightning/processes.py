@@ -75,6 +75,12 @@ def share(count: int, group_size: int = 1) -> list[int]:
     return [min(group * group_size + i, count - 1) for group in own for i in range(group_size)]
 
 
+def counts_once(count: int, group_size: int = 1) -> list[bool]:
+    """Of each of this process's rows (`share`), whether it is the row itself and no copy that fills up."""
+    own = (rank() + i * world_size() for i in range(len(share(count, group_size)) // group_size))
+    return [group * group_size + i < count for group in own for i in range(group_size)]
+
+
 def in_order(parts: Sequence[Sequence[T]], count: int, group_size: int = 1) -> list[T]:
     """The rows of all processes' shares (`gather`ed) in their own order, each once."""
     size = len(parts)

@@ -74,6 +74,26 @@ def test_prompt_and_response_longer_than_the_context(tmp_path: Path, stage: str)
     assert f"ppo.max_prompt_tokens + {stage}.max_response_tokens must be <= model.context" in line
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward", "pretrain"])
+def test_only_ppo_starts_from_a_reward_model(tmp_path: Path, stage: str) -> None:
+    with pytest.raises(Exception, match=f"{stage}.init.reward|'reward' not in 'InitConfig'"):
+        rlhf_here(f"outputs={tmp_path / 'outputs'}", f"task={stage}", f"{stage}.init.reward=x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_target_of_kl_that_nobody_steers_to(tmp_path: Path) -> None:
+    line = refused(tmp_path, "ppo.adaptive_kl.target=3")
+    assert line == (
+        "ppo.adaptive_kl.target must be left alone where ppo.adaptive_kl.enabled is false, got 3.0"
+    )
+
+
+def test_checkpoints_are_not_lightnings(tmp_path: Path) -> None:
+    node = "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"
+    line = refused(tmp_path, node)
+    assert line.startswith("callbacks.mine._target_ must not write checkpoints: use <stage>.check")
+
+
 @pytest.mark.parametrize("key", ["run_dir", "outputs"])
 def test_a_directory_that_cannot_be_written(tmp_path: Path, key: str) -> None:
     (tmp_path / "file").write_text("")

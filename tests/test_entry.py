@@ -211,6 +211,8 @@ def test_a_flag_may_stand_among_the_overrides() -> None:
         "end\\",
         '\\"x\\\\"',
         "two\nlines",
+        "what does ${x} cost, ${oc.env:HOME}",
+        "\\${x} and $x",
     ],
 )
 def test_a_prompt_needs_no_quotes_of_hydra(text: str) -> None:

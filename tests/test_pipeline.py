@@ -259,7 +259,7 @@ def test_run_dir_holds_all_stages_and_refuses_another_run(
         f"run_dir={tmp_path / 'mine'}",
     ]
     metrics = rlhf_here(f"outputs={pipeline_outputs}", "task=ppo", *init)
-    assert "ppo/kl_k1" in metrics and "ppo/eos_rate" in metrics
+    assert "ppo/validation/kl_k1" in metrics and "ppo/validation/eos_rate" in metrics
     assert (tmp_path / "mine" / "artifact" / "model.safetensors").is_file()
     with pytest.raises(UserError, match=r"run_dir .*ppo\.kl_coef: 0\.2 → 0\.3"):
         rlhf_here(f"outputs={pipeline_outputs}", "task=ppo", *init, "ppo.kl_coef=0.3")

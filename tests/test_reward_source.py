@@ -66,7 +66,8 @@ def test_every_preset_passes_the_check(name: str) -> None:
         (["evaluate.known.mine.kind=learned"], "evaluate.known.mine.kind must be one of function, model, got 'learned'"),
         ([f"evaluate.known.mine.target={MINE}.words", "evaluate.known.mine.weight=2"], "evaluate.known.mine.weight must be 1"),
         (["reward_source.parts.learned.kind=lerned"], "reward_source.parts.learned.kind must be one of learned, function, model"),
-        (["reward_source.parts.learned.weight=0"], "reward_source.parts.learned.weight must be not 0"),
+        (["reward_source.parts.learned.weight=nan"], "reward_source.parts.learned.weight must be a number other than 0"),
+        (["reward_source.parts.learned.weight=0"], "reward_source.parts.learned.weight must be a number other than 0"),
         (["reward_source.parts.learned.members=0"], "reward_source.parts.learned.members must be >= 1, got 0"),
         (["reward_source.parts.learned.combine=best"], "reward_source.parts.learned.combine must be one of mean, worst, uncertainty, got 'best'"),
         (["reward_source.parts.learned.combne=mean"], "did you mean reward_source.parts.learned.combine?"),
@@ -289,8 +290,9 @@ def test_ppo_runs_without_any_reward_stage(without_reward: Path) -> None:
     for name in ("rollout/score_function", "rollout/score_theirs", "val/score_function"):
         assert name in header
     metrics = json.loads((without_reward / "round-1/ppo/metrics.json").read_text())["metrics"]
-    total = metrics["ppo/score_function"] + metrics["ppo/score_theirs"]
-    assert metrics["ppo/reward_score"] == pytest.approx(total, abs=1e-5)
+    own = {k.removeprefix("ppo/validation/"): v for k, v in metrics.items()}
+    total = own["score_function"] + own["score_theirs"]
+    assert own["reward_score"] == pytest.approx(total, abs=1e-5)
 
 
 def test_known_scores_are_measured_for_every_model_and_row(without_reward: Path) -> None:

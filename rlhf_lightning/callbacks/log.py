@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 
@@ -19,6 +20,8 @@ def log_metrics(module: pl.LightningModule, metrics: Mapping[str, float], step: 
     """Send numbers to all loggers at `step`, and to callbacks that show them (`on_metrics(metrics, step)`)."""
     numbers = {name: float(value) for name, value in metrics.items()}
     trainer = module.trainer
+    # what EarlyStopping and its kin monitor
+    trainer.callback_metrics.update({name: torch.tensor(v) for name, v in numbers.items()})
     for logger in trainer.loggers:
         logger.log_metrics(numbers, step=step)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ class Pruning(pl.Callback):
         reason = self._reason(trainer) if trainer.is_global_zero else None
         reason = trainer.strategy.broadcast(reason, src=0)
         # a run that has taken its last step is not given up: all its time is spent
-        over = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        over = trainer.should_stop or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if reason is not None and not over:
             self.run.prune(reason, self._last())
             raise Pruned(reason)

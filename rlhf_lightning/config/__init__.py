@@ -33,7 +33,7 @@ from rlhf_lightning.config.root import (
 from rlhf_lightning.config.sft import SFTConfig
 from rlhf_lightning.config.slurm import PipelineSlurmConfig, SlurmConfig
 from rlhf_lightning.config.strategy import StrategyConfig, process_count
-from rlhf_lightning.config.training import InitConfig, ScheduleConfig
+from rlhf_lightning.config.training import InitConfig, PPOInitConfig, ScheduleConfig
 
 __all__ = [
     "MISSING",
@@ -62,5 +62,6 @@ __all__ = [
     "PipelineSlurmConfig",
     "SlurmConfig",
     "InitConfig",
+    "PPOInitConfig",
     "ScheduleConfig",
 ]

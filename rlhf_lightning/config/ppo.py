@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_lightning.config.checks import require
 from rlhf_lightning.config.lora import LoRAConfig
-from rlhf_lightning.config.training import InitConfig, ScheduleConfig
+from rlhf_lightning.config.training import PPOInitConfig, ScheduleConfig
 
 
 @dataclass
@@ -24,6 +24,9 @@ class AdaptiveKLConfig:
     def __post_init__(self) -> None:
         require(self.target > 0, "ppo.adaptive_kl.target", "> 0", self.target)
         require(self.horizon >= 1, "ppo.adaptive_kl.horizon", ">= 1", self.horizon)
+        for key in () if self.enabled else ("target", "horizon"):
+            got, rule = getattr(self, key), "left alone where ppo.adaptive_kl.enabled is false"
+            require(got == getattr(AdaptiveKLConfig, key), f"ppo.adaptive_kl.{key}", rule, got)
 
 
 @dataclass
@@ -53,7 +56,7 @@ class PPOConfig:
     kl_coef 0.2; ppo=instructgpt and ppo=tldr have the papers' numbers, but not their lengths.
     """
 
-    init: InitConfig = field(default_factory=InitConfig)
+    init: PPOInitConfig = field(default_factory=PPOInitConfig)
     """Policy (and reference), and reward model; null: the runs of sft and reward."""
     lora: LoRAConfig | None = None
     """Train adapters only: the reference is then the policy with its adapter off, not a copy.

@@ -51,5 +51,11 @@ class InitConfig:
 
     policy: str | None = None
     """Run directory, artifact, Hugging Face folder, `none` (the model's own weights); null: the parent stage's run."""
+
+
+@dataclass
+class PPOInitConfig(InitConfig):
+    """What PPO's models start from."""
+
     reward: str | None = None
-    """PPO only: the reward model; the value model starts from it too."""
+    """The reward model, given as `policy` is; the value model starts from it too."""

@@ -130,14 +130,24 @@ def win_rate_bars(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]]
     return figure
 
 
+SHOWN_TOKENS = 128
+"""Tokens of a heat strip: a figure of 47 inches."""
+
+
 def heat_strip(tokens: Sequence[str], rows: Mapping[str, Sequence[float]]) -> Figure:
     """Numbers of each response token as colours: one strip a quantity, zero is white, the tokens below.
+
+    Of a longer response the first SHOWN_TOKENS are drawn, and a mark for the others.
 
     Raises: ValueError if a row's length is not that of the tokens.
     """
     for name, values in rows.items():
         if len(values) != len(tokens):
             raise ValueError(f"{name} must have {len(tokens)} numbers, got {len(values)}")
+    if len(tokens) > SHOWN_TOKENS:
+        left_out = f"... {len(tokens) - SHOWN_TOKENS} more"
+        tokens = [*tokens[:SHOWN_TOKENS], left_out]
+        rows = {name: [*values[:SHOWN_TOKENS], 0.0] for name, values in rows.items()}
     labels = [_shown(token) for token in tokens]
     left, below = 1.35, 0.15 + 0.075 * max((len(label) for label in labels), default=0)  # inches
     width, height = left + 0.36 * max(len(tokens), 6), below + 0.4 * len(rows)

@@ -179,7 +179,7 @@ def _known_cell(data: ReportData, key: str) -> dict[str, float | None]:
 
 
 REWARD_ROWS = {
-    "reward/pairwise_accuracy": "Agrees with a simulated labeler on held-out pairs",
+    "reward/pairwise_accuracy": "Agrees with the labelers on held-out pairs",
     "labelers/agreement": "Two labelers agree with each other",
     "reward/gold_accuracy": "Agrees with the gold order (gold ties left out)",
     "reward/length_baseline_accuracy": "“The longer one wins”, on the same pairs",

@@ -26,7 +26,7 @@ def curves_to_show(
 
 
 def _names_while_training(objective: str) -> list[str]:
-    """`ppo/gold_score` is `val/gold_score` in PPO's curves, `sft/val_loss` is `sft/val/loss` in SFT's."""
-    stage, _, name = objective.rpartition("/")
+    """`ppo/validation/gold_score` is `val/gold_score` in PPO's curves, `sft/val_loss` is `sft/val/loss` in SFT's."""
+    stage, _, name = objective.replace("/validation/", "/").rpartition("/")
     name = name.removeprefix("val_")
     return [f"{stage}/val/{name}", f"val/{name}"]

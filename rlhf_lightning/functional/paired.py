@@ -16,12 +16,14 @@ def sign_flip_p(differences: Float[Tensor, " prompt"]) -> float:
     """Two-sided p-value of the hypothesis that each difference might as well have the other sign.
 
     T = |Σ dᵢ| ;  p = share of all 2ⁿ sign assignments ε with |Σ εᵢdᵢ| ≥ T. A difference of 0 changes nothing.
-    For n > 16: Σ εᵢdᵢ has mean 0 and variance Σ dᵢ², so p ≈ erfc(T / √(2 Σ dᵢ²)).
+    NaN where a difference is not finite. For n > 16: Σ εᵢdᵢ has mean 0 and variance Σ dᵢ², so p ≈ erfc(T / √(2 Σ dᵢ²)).
     Raises: ValueError if there is no prompt.
     Source: Fisher 1935, The Design of Experiments, section 21.
     """
     if len(differences) == 0:
         raise ValueError(f"differences must not be empty, got {tuple(differences.shape)}")
+    if not differences.isfinite().all():
+        return math.nan
     moved = differences[differences != 0].double()
     if len(moved) == 0:
         return 1.0

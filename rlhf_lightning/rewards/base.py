@@ -28,6 +28,8 @@ class ScoreRequest:
     tokenizer: PreTrainedTokenizerFast
     share_prompt: bool = False
     """Several responses have the same prompt: it is worth while to compute it once. No response is empty then."""
+    counted: Tensor | None = None
+    """(B,) bool: a row that is not is a copy, there so that all processes compute equally many. None: all are."""
 
     @cached_property
     def responses(self) -> list[str]:
@@ -66,8 +68,12 @@ class Telling(Protocol):
 
 def taken_statistics(reward: RewardFunction, group: str) -> dict[str, float]:
     """`GROUP/name` of what a reward tells since it was asked last; nothing of one that tells nothing."""
-    told = reward.take_statistics() if isinstance(reward, Telling) else {}
-    return {f"{group}/{name}": value for name, value in told.items()}
+    return {f"{group}/{name}": value for name, value in statistics_of(reward).items()}
+
+
+def statistics_of(reward: object) -> dict[str, float]:
+    """What a reward tells since it was asked last; nothing of one that tells nothing."""
+    return reward.take_statistics() if isinstance(reward, Telling) else {}
 
 
 class Means:
@@ -76,8 +82,10 @@ class Means:
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, int]] = {}
 
-    def add(self, name: str, values: Tensor) -> None:
-        """Take in one value for each response, (B,)."""
+    def add(self, name: str, values: Tensor, counted: Tensor | None) -> None:
+        """Take in one value for each response, (B,); `counted` is the request's."""
+        if counted is not None:
+            values = values[counted.to(values.device)]
         total, count = self._sums.get(name, (values.new_zeros(()), 0))
         self._sums[name] = (total + values.detach().sum(), count + len(values))
 

@@ -35,7 +35,7 @@ class WeightedReward(nn.Module):
             scores = cast("Tensor", part(request)).float()
             total = total + weight * scores
             if len(self.weights) > 1:
-                self._means.add(f"score_{name}", scores)
+                self._means.add(f"score_{name}", scores, request.counted)
         return total
 
     def take_statistics(self) -> dict[str, float]:

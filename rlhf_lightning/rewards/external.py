@@ -55,7 +55,7 @@ class ExternalReward(nn.Module):
     @torch.no_grad()
     def forward(self, request: ScoreRequest) -> Tensor:
         """Scores (B,) of the record's messages with the response as the assistant's turn."""
-        rows = self._fitting(self.encode(conversations(request)))
+        rows = self._fitting(self.encode(conversations(request)), request.counted)
         device = request.prompt_ids.device
         # rows of like length share a batch: little padding is computed
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -89,11 +89,11 @@ class ExternalReward(nn.Module):
         """`too_long`: share of the conversations that were longer than the model reads."""
         return {name: value for name, value in self._means.take().items() if value}
 
-    def _fitting(self, rows: list[list[int]]) -> list[list[int]]:
+    def _fitting(self, rows: list[list[int]], counted: Tensor | None = None) -> list[list[int]]:
         """The rows, those beyond the context without their oldest tokens."""
         longest = max(map(len, rows))
         beyond = [len(row) > self.max_length for row in rows]
-        self._means.add("too_long", torch.tensor(beyond, dtype=torch.float32))
+        self._means.add("too_long", torch.tensor(beyond, dtype=torch.float32), counted)
         if not any(beyond):
             return rows
         if self.part.too_long == "error":

@@ -71,7 +71,7 @@ class EnsembleReward(nn.Module):
     def forward(self, request: ScoreRequest) -> Tensor:
         """Scores (B,)."""
         scores = torch.stack([cast("Tensor", member(request)) for member in self.members])  # (M, B)
-        self._means.add("std_members", scores.std(0, correction=0))
+        self._means.add("std_members", scores.std(0, correction=0), request.counted)
         return combined_scores(scores, combine=self.combine, coef=self.coef)
 
     def take_statistics(self) -> dict[str, float]:

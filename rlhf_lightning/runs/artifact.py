@@ -21,6 +21,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.runs.files import (
     git_commit,
     is_temporary,
+    json_number,
     read_json,
     temporary_name,
     write_json,
@@ -77,7 +78,7 @@ def new_artifact(
             "files": files,
             "git_commit": git_commit(),
             "config": plain(config),
-            "metrics": dict(metrics),
+            "metrics": {name: json_number(value) for name, value in metrics.items()},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **(extra or {}),
         }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import subprocess
 import uuid
@@ -45,6 +46,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def json_number(value: Any) -> float | int | None:
+    """A JSON number of a Python, numpy or torch scalar; null for what is not finite."""
+    number = value.item() if hasattr(value, "item") else value
+    return number if number is not None and math.isfinite(number) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

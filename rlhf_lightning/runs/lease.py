@@ -141,6 +141,18 @@ class Lease:
             self._lock.unlock()
         remove_empty([self.folder])
 
+    def is_held(self) -> bool:
+        """Whether the lock is still this owner's: who slept too long has lost it, and its thread may sleep on."""
+        if self.lost.is_set():
+            return False
+        try:
+            claim = self._file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        except OSError:  # a file system that hiccups
+            return True
+        return Path(claim).name == Path(self._lock.claimfile).name
+
     def owner_is_gone(self) -> bool:
         """Whether the lock there has expired, or its process is known to be dead."""
         try:

@@ -15,6 +15,8 @@ KEY_METRICS = (
     "ppo/gold_score",
     "ppo/win_rate_vs_sft",
     "ppo/kl_k1",
+    "ppo/validation/gold_score",
+    "ppo/validation/kl_k1",
     "reward/pairwise_accuracy",
     "reward/gold_accuracy",
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ from rlhf_lightning.runs.artifact import recover_artifact
 from rlhf_lightning.runs.files import (
     git_commit,
     is_temporary,
+    json_number,
     link,
     read_json,
     write_json,
@@ -82,17 +83,17 @@ class Run:
 
         Raises: RunFailed if another process has taken the run over.
         """
-        self._metrics |= {name: _number(value) for name, value in (metrics or {}).items()}
+        self._metrics |= {name: json_number(value) for name, value in (metrics or {}).items()}
         self._write("running")
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """The run is complete; the status is written when the claim ends."""
-        self._metrics |= {name: _number(value) for name, value in metrics.items()}
+        self._metrics |= {name: json_number(value) for name, value in metrics.items()}
         self._outcome = "finished", None
 
     def prune(self, reason: str, metrics: Mapping[str, Any] | None = None) -> None:
         """A sweep gave this run up: it ends as pruned, also if an exception carries the news on."""
-        self._metrics |= {name: _number(value) for name, value in (metrics or {}).items()}
+        self._metrics |= {name: json_number(value) for name, value in (metrics or {}).items()}
         self._outcome = "pruned", reason
 
     def link(self, target: str | Path, name: str) -> None:
@@ -101,7 +102,7 @@ class Run:
 
     def check(self) -> None:
         """Raises: RunFailed if another process took the run over: this one slept too long."""
-        if self._lease is None or self._lease.lost.is_set():
+        if self._lease is None or not self._lease.is_held():
             raise RunFailed(
                 f"{self.path}: another process owns this run now; nothing more is written"
             )
@@ -171,7 +172,9 @@ class Run:
             if self._outcome is None:
                 raise RuntimeError(f"{self.path}: the block ended without run.finish")
             self._write(*self._outcome)
-        elif self._clock and self._lease is not None and not self._lease.lost.is_set():
+            if self._outcome[0] == "finished":  # nothing goes on from them
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
+        elif self._clock and self._lease is not None and self._lease.is_held():
             pruned = self._outcome if self._outcome and self._outcome[0] == "pruned" else None
             with suppress(OSError):  # the error itself matters more
                 self._write(*(pruned or _outcome_of(error, stop)))
@@ -186,12 +189,6 @@ def _outcome_of(error: BaseException, stop: Stop | None) -> tuple[str, str]:
     ours = isinstance(error, RunFailed | UserError | Interrupted)
     reason = str(error) if ours else f"{type(error).__name__}: {error}"
     return ("interrupted" if interrupted else "failed"), reason
-
-
-def _number(value: Any) -> float | int | None:
-    """A JSON number of a Python, numpy or torch scalar; null for what is not finite."""
-    number = value.item() if hasattr(value, "item") else value
-    return number if number is not None and math.isfinite(number) else None
 
 
 def _now() -> str:

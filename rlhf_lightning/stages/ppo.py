@@ -91,6 +91,8 @@ class PPOModule(LightningModule):
         )
         self.validation_samples: list[dict[str, Any]] = []
         self.validation_metrics: dict[str, float] = {}
+        self.validated_at: int | None = None
+        """Iteration of the last validation by this process."""
         self._validation: list[tuple[PromptBatch, Rollout]] = []
 
     @property
@@ -246,6 +248,7 @@ class PPOModule(LightningModule):
             parts.append((metrics, len(prompts.ids)))
             self.validation_samples += rows[: self.hp.sample_prompts - len(self.validation_samples)]
         self._validation.clear()
+        self.validated_at = self.log_step
         self.validation_metrics = weighted_means(parts) | taken_statistics(self.reward, "val")
         log_metrics(self, self.validation_metrics, step=self.log_step)
 

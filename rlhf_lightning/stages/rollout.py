@@ -20,7 +20,7 @@ from rlhf_lightning.functional.statistics import explained_variance
 from rlhf_lightning.models.forward import token_values, trim
 from rlhf_lightning.models.generation import Responses, cast_once, draw_uniforms, sample
 from rlhf_lightning.models.tokens import eos_id, pad_id
-from rlhf_lightning.processes import gather, in_order, share, world_size
+from rlhf_lightning.processes import counts_once, gather, in_order, share, world_size
 from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest
 from rlhf_lightning.stages.response_logits import ResponseLogits
 
@@ -69,7 +69,7 @@ def collect(
     )
     models = (policy, reference, value, reward)
     if world_size() == 1:
-        return _collect(prompts, uniforms, *models, sampling, after_chunk)
+        return _collect(prompts, uniforms, *models, sampling, after_chunk, None)
     own = torch.tensor(share(len(lengths), sampling.group_size))
     found = _collect(
         prompts.rows(own.to(lengths.device)),
@@ -77,6 +77,7 @@ def collect(
         *models,
         sampling,
         lambda rows: after_chunk(rows * world_size()),
+        torch.tensor(counts_once(len(lengths), sampling.group_size)),
     )
     return _gathered(found, len(lengths), sampling.group_size, pad_id=pad_id(sampling.tokenizer))
 
@@ -100,6 +101,7 @@ def _collect(
     reward: RewardFunction | None,
     sampling: Sampling,
     after_chunk: Callable[[int], None],
+    counted: Tensor | None,
 ) -> Rollout:
     """`collect` of these rows in this process."""
     order = prompts.mask.sum(1).argsort(stable=True)
@@ -116,7 +118,8 @@ def _collect(
                 pad_id=pad_id(sampling.tokenizer),
                 uniforms=uniforms[rows.to(uniforms.device)],
             )
-        parts.append(_scored(chunk, responses, policy, reference, value, reward, sampling))
+        own = None if counted is None else counted[rows.to(counted.device)]
+        parts.append(_scored(chunk, responses, policy, reference, value, reward, sampling, own))
         after_chunk(len(rows))
     return _concatenate(parts, pad_id=pad_id(sampling.tokenizer)).rows(order.argsort())
 
@@ -129,6 +132,7 @@ def _scored(
     value: nn.Module | None,
     reward: RewardFunction | None,
     sampling: Sampling,
+    counted: Tensor | None,
 ) -> Rollout:
     sequence = (prompts.ids, prompts.mask, responses.ids, responses.mask)
     together = sampling.group_size > 1
@@ -149,6 +153,7 @@ def _scored(
         records=prompts.records,
         tokenizer=sampling.tokenizer,
         share_prompt=together,
+        counted=counted,
     )
     return Rollout(
         prompt_ids=prompts.ids,

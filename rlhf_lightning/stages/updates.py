@@ -92,19 +92,29 @@ def computing_dtype(model: nn.Module) -> torch.dtype:
 
 
 class MovingAverage(nn.Module):
-    """Exponential moving average of parameters: a ← d·a + (1 − d)·p."""
+    """Exponential moving average of parameters, in fp32 whatever they are: a ← d·a + (1 − d)·p.
+
+    In bfloat16 a step of (1 − d) · (p − a) would be rounded away at a usual d.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
         super().__init__()
         self.decay = decay
-        copies = (nn.Parameter(p.detach().clone(), requires_grad=False) for p in parameters)
-        self.numbers = nn.ParameterList(copies)
+        copies = (p.detach().float().clone() for p in parameters)
+        self.numbers = nn.ParameterList(nn.Parameter(c, requires_grad=False) for c in copies)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverage:
+        # an engine (DeepSpeed) casts a whole module before it trains
+        super()._apply(fn, recurse)
+        for average in self.numbers:
+            average.data = average.data.float()
+        return self
 
     @torch.no_grad()
     def update(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take the parameters as they are now into the average."""
         for average, parameter in zip(self.numbers, parameters, strict=True):
-            average.lerp_(parameter, 1 - self.decay)
+            average.lerp_(parameter.float(), 1 - self.decay)
 
     @torch.no_grad()
     def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -32,7 +33,8 @@ def watched(
     metrics = {name.replace("rollout/", "val/"): value for name, value in statistics.items()}
     rows = sample_rows(rollout, prompts, tokenizer, hp.sample_prompts)
     if hp.advantage == "gae":  # one response a prompt has no others to be held against
-        experience, _ = to_experience(rollout, hp, kl_coef=kl_coef, moments=moments)
+        alone = replace(hp, samples_per_prompt=1)
+        experience, _ = to_experience(rollout, alone, kl_coef=kl_coef, moments=moments)
         for i, row in enumerate(rows):
             row["token_advantage"] = experience.advantages[i][rollout.response_mask[i]].tolist()
     if gold is not None:

@@ -102,8 +102,9 @@ class SweepSettings:
     """Trials in total, over resumes and machines, failures included; null (grid only): every combination."""
     n_jobs: int = 1
     """Trials that this command runs at once, each a process of its own."""
-    objectives: list[str] = field(default_factory=lambda: ["ppo/gold_score"])
-    """Metrics of metrics.json."""
+    objectives: list[str] = field(default_factory=lambda: ["ppo/validation/gold_score"])
+    """Metrics of metrics.json. Default: on the validation split, since what is chosen by the test split is not held out
+    any more."""
     directions: list[str] = field(default_factory=lambda: ["maximize"])
     """maximize | minimize, one for each objective."""
     constraints: list[str] = field(default_factory=list)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.callbacks.progress import counted
-from rlhf_lightning.config import RewardConfig
+from rlhf_lightning.config import ModelConfig, RewardConfig
 from rlhf_lightning.data.batching import Prompt, first_prompts
 from rlhf_lightning.data.stored import StoredRecords, store
 from rlhf_lightning.errors import UserError
@@ -81,9 +81,7 @@ def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
         max_prompt_tokens=job.root.ppo.max_prompt_tokens,
         start=start,
     )
-    # job.root.model is the reward model's: of the policy only these tokens are asked
-    tokens = max(job.root.ppo.max_prompt_tokens + hp.max_response_tokens, 8)
-    model = replace(job.root.model, context_length=tokens)
+    model = _loaded_as(job)
     policy = grow_embeddings(load_policy(job.parents["policy"].path, model), tokenizer)
     place_frozen(frozen(policy), job.root.strategy, device_of(job))
     rng = random.Random(job.seed(f"completions of {split}"))
@@ -94,6 +92,15 @@ def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
         for prompt, size in zip(prompts, sizes, strict=True):
             completions = [next(texts) for _ in range(size)]
             yield _ranked(prompt, completions, rank) if is_first() else {}
+
+
+def _loaded_as(job: Job) -> ModelConfig:
+    """How the policy is loaded: job.root.model is the reward model's, which may be of another size and precision."""
+    own = (job.parents["policy"].manifest or {}).get("config", {}).get("model", {})
+    # what its numbers depend on; what is allowed to run, and where, is this command's to say
+    as_trained = {key: own[key] for key in ("dtype", "attention") if key in own}
+    tokens = job.root.ppo.max_prompt_tokens + job.root.reward.max_response_tokens
+    return replace(job.root.model, context_length=max(tokens, 8), **as_trained)
 
 
 def _completions(

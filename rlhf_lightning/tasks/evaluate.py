@@ -29,14 +29,26 @@ from rlhf_lightning.models.loading import (
     new_policy,
 )
 from rlhf_lightning.models.tokens import decode, pad_id
-from rlhf_lightning.processes import gather, in_order, is_first, share, world_size
-from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest, taken_statistics
+from rlhf_lightning.processes import counts_once, gather, in_order, is_first, share, world_size
+from rlhf_lightning.rewards.base import (
+    RewardFunction,
+    ScoreRequest,
+    statistics_of,
+    taken_statistics,
+)
 from rlhf_lightning.rewards.build import build_known
 from rlhf_lightning.runs.files import write_text
 from rlhf_lightning.stages.rollout import Sampling, collect
+from rlhf_lightning.stages.updates import require_finite
 from rlhf_lightning.strategies.weights import place_frozen
 from rlhf_lightning.tasks.fit import device_of
-from rlhf_lightning.tasks.job import Job, new_tokenizer, parent_tokenizer, require_same_tokenizer
+from rlhf_lightning.tasks.job import (
+    Job,
+    new_tokenizer,
+    parent_tokenizer,
+    require_same_tokenizer,
+    seed_of,
+)
 from rlhf_lightning.tasks.sampling import speak
 from rlhf_lightning.tasks.scorers import require_tokenizer_of_rewards, reward_of
 
@@ -59,6 +71,11 @@ def run(job: Job) -> dict[str, float]:
     for name in hp.models:
         found.append(_samples(job, name, tokenizer, prompts, reference, judges))
         told |= taken_statistics(judges.reward, name)
+        for score, judge in judges.known.items():
+            told |= {
+                f"{name}/known/{score}_{told_}": value
+                for told_, value in statistics_of(judge).items()
+            }
     if is_first():
         store(job.run.path / "samples.jsonl", (row for samples in found for row in _rows(samples)))
         turns = [asdict(turn) for turn in turns_of(found, hp.samples_shown)]
@@ -110,7 +127,9 @@ def _tokenizer(job: Job) -> PreTrainedTokenizerFast:
 def _load(job: Job, name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     parent = job.parents.get(f"models.{name}")
     if parent is None:  # the model's own weights
-        model = new_policy(job.root.model, tokenizer, seed=job.seed("weights"))
+        # those that SFT begins with, where it has no parent either
+        seed = seed_of(job.root.seed, "sft", 1, "weights")
+        model = new_policy(job.root.model, tokenizer, seed=seed)
     else:
         model = grow_embeddings(load_policy(parent.path, job.root.model), tokenizer)
     place_frozen(frozen(model), job.root.strategy, device_of(job))
@@ -127,7 +146,8 @@ def _samples(
 ) -> ModelSamples:
     """One response to each prompt and to its rewording, with score and KL."""
     hp, device = job.root.evaluate, device_of(job)
-    policy, generator = _load(job, name, tokenizer), job.generator(f"samples of {name}")
+    policy = reference if name == hp.reference else _load(job, name, tokenizer)
+    generator = job.generator(f"samples of {name}")
     # the sampler's log-probabilities differ from the reference's by rounding: in half precision too much for a KL
     recompute = next(policy.parameters()).dtype != torch.float32
     sampling = Sampling(hp.max_response_tokens, hp.temperature, hp.batch_size, tokenizer, recompute)
@@ -143,6 +163,7 @@ def _samples(
         rollout = collect(
             batch, policy, reference, None, judges.reward, sampling, generator, after_chunk=after
         )
+    require_finite(rollout.scores, where=f"evaluate.models.{name}", what="score")
     pair, mask = (rollout.logprobs, rollout.ref_logprobs), rollout.response_mask
     texts = decode(tokenizer, rollout.response_ids, mask)
     request = ScoreRequest(
@@ -161,9 +182,17 @@ def _samples(
         scores=rollout.scores.tolist(),
         kl_k1=kl_k1(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
         kl_k3=kl_k3(*pair).masked_fill(~mask, 0.0).sum(1).tolist(),
-        known={known: _judged(judge, request) for known, judge in judges.known.items()},
+        known={
+            known: _finite(_judged(judge, request), f"evaluate.known.{known} of {name}")
+            for known, judge in judges.known.items()
+        },
         reworded_responses=_reworded(job, name, policy, tokenizer, records, generator),
     )
+
+
+def _finite(scores: list[float], where: str) -> list[float]:
+    require_finite(torch.tensor(scores), where=where, what="score")
+    return scores
 
 
 def _judged(judge: nn.Module, request: ScoreRequest) -> list[float]:
@@ -177,6 +206,7 @@ def _judged(judge: nn.Module, request: ScoreRequest) -> list[float]:
         *(getattr(request, name)[rows.to(request.prompt_ids.device)] for name in names),
         records=[request.records[i] for i in rows.tolist()],
         tokenizer=request.tokenizer,
+        counted=torch.tensor(counts_once(count)),
     )
     return in_order(gather(judge(own).tolist()), count)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
 from rlhf_lightning.callbacks.checkpointing import Checkpointing, find_checkpoint
@@ -55,7 +56,7 @@ def fit(
     """
     run, checkpoint = job.run, _checkpoint(job)
     _say_what_rounding_takes(job, module)
-    trainer = Trainer(
+    trainer = _trainer(
         **{**(job.root.trainer or {}), "accelerator": device_of(job).type},
         **trainer_options(job.root.strategy, grad_clip=getattr(job.root, job.task).grad_clip),
         max_epochs=1,
@@ -82,6 +83,15 @@ def fit(
     return trainer
 
 
+def _trainer(**options: Any) -> Trainer:
+    try:
+        return Trainer(**options)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(
+            f"trainer must be what Lightning takes, got: {' '.join(str(error).split())}"
+        ) from error
+
+
 def _say_what_rounding_takes(job: Job, module: LightningModule) -> None:
     rounded = any(p.requires_grad and p.dtype == torch.bfloat16 for p in module.parameters())
     if rounded and not job.root.strategy.name.startswith("deepspeed"):  # which has fp32 copies
@@ -105,8 +115,9 @@ def _checkpoint(job: Job) -> Path | None:
 def _callbacks(job: Job, checkpoint_every: int) -> list[Any]:
     nodes = (job.root.callbacks or {}).values()
     configured = [job.build(node) for node in nodes if node is not None]  # null switches one off
+    bar = (job.root.trainer or {}).get("enable_progress_bar", True)
     return [
-        StageProgress(job.task),
+        *([StageProgress(job.task)] if bar else []),
         SampleTables(job.run.path / "samples.jsonl", figures=HEAT_STRIPS),
         *configured,
         *pruning(job.run, job.round),

@@ -101,7 +101,8 @@ class Job:
         logging.getLogger("rlhf_lightning").info("%s: %s", self.task, message)
 
     def prompt_start(self) -> int:
-        """The first training prompt of this round: rounds never see the same prompts."""
+        """The first training prompt of this round: rounds of an endless source never see the same ones, those of a
+        finite one begin elsewhere in it."""
         return (self.round - 1) * 2**24
 
 

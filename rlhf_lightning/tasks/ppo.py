@@ -91,10 +91,11 @@ def run(job: Job) -> dict[str, float]:
             f" ppo.stop_at_kl={hp.stop_at_kl:g}"
         )
     module.export_average()  # what is exported is what is measured
-    trainer.validate(module, validation, verbose=False)
+    if module.ema is not None or module.validated_at != done.iteration:
+        trainer.validate(module, validation, verbose=False)
     figure = score_over_kl(read_metrics(job.run.metrics_csv)) if is_first() else None
     if figure is not None:
-        show_figure(trainer.loggers, "score_over_kl", figure, hp.iterations)
+        show_figure(trainer.loggers, "score_over_kl", figure, done.iteration)
     metrics = (
         _final(module.validation_metrics)
         | job.mixture.counts()
@@ -128,10 +129,10 @@ def _start(job: Job) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
 
 
 def _final(validation: dict[str, float]) -> dict[str, float]:
-    """The last validation under the names that `task=evaluate` uses."""
+    """The last validation under the names that `task=evaluate` uses, with `validation`: those are of the test split."""
     names = {"score": "reward_score"}
     short = {name.removeprefix("val/"): value for name, value in validation.items()}
-    return {f"ppo/{names.get(name, name)}": value for name, value in short.items()}
+    return {f"ppo/validation/{names.get(name, name)}": value for name, value in short.items()}
 
 
 def _gold(job: Job, fixed: list[dict[str, Any]]) -> Any:

@@ -23,11 +23,21 @@ from rlhf_lightning.runs import Run, run_hash
 from rlhf_lightning.runs.curves import read_metrics
 from rlhf_lightning.runs.files import git_commit
 
-PIPELINE = (
-    "Pretraining, supervised fine-tuning, a reward model from ranked completions, PPO against it."
-)
+STEPS = {
+    "pretrain": "pretraining",
+    "sft": "supervised fine-tuning",
+    "reward": "a reward model from ranked completions",
+    "ppo": "PPO",
+}
+"""Stage → what a reader calls it."""
 EVALUATION = "What each model says to the same held-out prompts, and how it is judged."
 NOT_SHOWN = ("run_dir", "outputs", "task", "dry_run")
+
+
+def _subtitle(plans: Sequence[StagePlan]) -> str:
+    """What was done, in order."""
+    steps = [STEPS[task] for task in dict.fromkeys(plan.task for plan in plans) if task in STEPS]
+    return f"{', '.join(steps).capitalize()}." if steps else EVALUATION
 
 
 def write_run_report(
@@ -46,7 +56,7 @@ def write_run_report(
     ]
     data = ReportData(
         title=f"{root.model.name} on {root.mix.name}, seed {root.seed}",
-        subtitle=PIPELINE if len(plans) > 1 else EVALUATION,
+        subtitle=_subtitle(plans),
         stages=[
             # what is about to finish has no metrics on disk yet
             _row(plan, metrics if stages[place] is run else stages[place].metrics)

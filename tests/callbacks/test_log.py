@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
@@ -86,9 +87,18 @@ def test_tensors_are_accepted_as_numbers(tmp_path: Path) -> None:
         class trainer:  # noqa: N801
             loggers = ()
             callbacks = (Recorder(),)
+            callback_metrics: dict[str, torch.Tensor] = {}  # noqa: RUF012
 
     log_metrics(Module(), {"a": torch.tensor(2.0)}, 1)  # type: ignore[arg-type]
     assert Module.trainer.callbacks[0].seen == {"a": 2.0}
+
+
+def test_early_stopping_finds_what_it_monitors(tmp_path: Path) -> None:
+    module = Toy()
+    stopping = EarlyStopping(monitor="val/score", mode="max", stopping_threshold=-1.0)
+    trainer(tmp_path, [stopping], max_epochs=1).fit(module, Rows(5), DataLoader([0, 1]))
+    assert module.validated == [3]
+    assert module.iteration == 3
 
 
 class Run:

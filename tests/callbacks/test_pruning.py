@@ -21,13 +21,20 @@ from rlhf_lightning.sweeps.storage import open_storage, open_study
 METRIC = "val/gold_score"
 
 
-def trainer(*, training: bool = True, rank_zero: bool = True, last_batch: bool = False) -> Any:
+def trainer(
+    *,
+    training: bool = True,
+    rank_zero: bool = True,
+    last_batch: bool = False,
+    should_stop: bool = False,
+) -> Any:
     fn = TrainerFn.FITTING if training else TrainerFn.VALIDATING
     progress = SimpleNamespace(is_last_batch=last_batch)
     return SimpleNamespace(
         state=SimpleNamespace(fn=fn),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
         is_global_zero=rank_zero,
+        should_stop=should_stop,
         num_training_batches=10,
         strategy=SimpleNamespace(broadcast=lambda value, src: value),
     )
@@ -204,11 +211,12 @@ def test_nothing_is_pruned_outside_of_training(tmp_path: Path) -> None:
     Pruning(run, orders).on_validation_end(trainer(training=False), None)  # type: ignore[arg-type]
 
 
-def test_a_run_that_has_taken_its_last_step_is_not_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["last_batch", "should_stop"])
+def test_a_run_that_has_taken_its_last_step_is_not_given_up(tmp_path: Path, how: str) -> None:
     orders, study = given(tmp_path, MEDIAN)
     run = make_run(tmp_path / "run")
     curve(run, 0.55, 0.58)
-    Pruning(run, orders).on_validation_end(trainer(last_batch=True), None)  # type: ignore[arg-type]
+    Pruning(run, orders).on_validation_end(trainer(**{how: True}), None)  # type: ignore[arg-type]
     assert study.trials[2].intermediate_values == {0: 0.55, 1: 0.58}
 
 

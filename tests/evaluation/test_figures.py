@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_lightning.evaluation.figures import (
     PANELS,
+    SHOWN_TOKENS,
     heat_strip,
     learning_curves,
     score_over_kl,
@@ -83,3 +84,11 @@ def test_the_same_numbers_give_the_same_svg_which_takes_the_pages_colours() -> N
     assert text.startswith("<svg")
     assert "var(--ink)" in text
     assert "#22262b" not in text
+
+
+def test_a_heat_strip_shows_the_first_tokens_of_a_long_response() -> None:
+    many = SHOWN_TOKENS + 5
+    figure = heat_strip(["a"] * many, {"kl_k1": [1.0] * many})
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_xticklabels()][-2:] == ["a", "... 5 more"]
+    assert len(ax.get_xticklabels()) == SHOWN_TOKENS + 1

@@ -65,3 +65,8 @@ def test_under_no_difference_small_p_values_are_as_rare_as_they_say() -> None:
 def test_no_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="differences must not be empty"):
         sign_flip_p(torch.tensor([]))
+
+
+def test_a_difference_that_is_no_number_has_no_p_value() -> None:
+    for wrong in (math.nan, math.inf):
+        assert math.isnan(sign_flip_p(torch.tensor([1.0, -1.0] * 4 + [wrong])))

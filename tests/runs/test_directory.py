@@ -243,6 +243,7 @@ def test_a_killed_run_counts_as_interrupted_and_is_continued_at_once(
         assert run.metrics == {"ppo/kl_k1": 1.0}
         assert (run.checkpoints / "last").read_text() == "10"
         run.finish({})
+    assert not run.checkpoints.exists()  # nothing goes on from them
     assert not list((tmp_path / "run").glob(".*.tmp"))
     assert not (tmp_path / "run" / ".lease").exists()
 

@@ -116,3 +116,19 @@ def test_a_lease_draws_nothing_from_the_global_random_numbers(tmp_path: Path):
     lease.acquire(say=print)
     lease.release()
     assert random.random() == expected
+
+
+def test_an_owner_whose_thread_slept_too_sees_that_another_one_has_the_lock(tmp_path: Path):
+    """A machine that was suspended: nobody has set `lost` yet."""
+    mine = Lease(tmp_path / ".lease", heartbeat_s=1000)
+    mine.acquire(say=print)
+    assert mine.is_held()
+    lock = tmp_path / ".lease" / "lock"
+    theirs = lock.read_text().replace(str(os.getpid()), "1")
+    lock.unlink()
+    lock.write_text(theirs)
+    assert not mine.lost.is_set()
+    assert not mine.is_held()
+    lock.unlink()
+    assert not mine.is_held()
+    mine.release()

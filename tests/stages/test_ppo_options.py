@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from rlhf_lightning.config import AdaptiveKLConfig, PTXConfig
+from rlhf_lightning.stages.updates import MovingAverage
+from rlhf_lightning.stages.watching import watched
 from tests.stages.tiny_ppo import HP, batches, fit, module, weights
-from tests.tiny import tiny_policy
+from tests.tiny import prompt_batch, tiny_policy
 
 
 def test_critic_warmup_leaves_the_policy_alone_and_moves_the_value_model():
@@ -98,3 +100,27 @@ def test_the_value_models_own_learning_rate():
     ppo = module(replace(HP, value_lr=0.5))
     groups = ppo.configure_optimizers().param_groups
     assert [g["lr"] for g in groups] == [1e-3, 0.5]
+
+
+def test_an_average_of_weights_in_half_precision_is_kept_in_fp32_whatever_an_engine_casts():
+    weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    average = MovingAverage([weight], 0.992)
+    average.to(torch.bfloat16)  # as DeepSpeed does with the whole module
+    weight.data += 0.25
+    for _ in range(4):
+        average.update([weight])
+    (number,) = average.numbers
+    torch.testing.assert_close(number.data, torch.full((4,), 1.25 - 0.25 * 0.992**4))
+    average.copy_to([weight])
+    assert weight.dtype == torch.bfloat16
+
+
+def test_a_validation_has_one_response_a_prompt_whatever_the_samples_of_training():
+    hp = replace(HP, samples_per_prompt=4)
+    ppo = module(hp)
+    prompts = prompt_batch([3, 5, 2, 6, 4, 4])
+    rollout = ppo.rollout(prompts, torch.Generator().manual_seed(0))
+    args = {"kl_coef": 0.1, "moments": ppo.progress.moments, "gold": None}
+    metrics, rows = watched(prompts, rollout, hp, ppo.tokenizer, **args)
+    assert metrics["val/score"] == pytest.approx(rollout.scores.mean().item())
+    assert len(rows[0]["token_advantage"]) == len(rows[0]["tokens"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlhf_lightning import processes, stages
+from rlhf_lightning.rewards.base import Means
 from rlhf_lightning.stages.rollout import Sampling, collect
 from rlhf_lightning.stages.watching import weighted_means
 from tests.stages.tiny_ppo import reward, tokenizer
@@ -99,3 +100,25 @@ def test_a_validation_in_two_batches_is_that_in_one() -> None:
     found = weighted_means(parts)
     assert found["val/score"] == 2.0
     assert found["val/entropy"] == (20 * 2.0 + 30 * 1.0) / 50
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("count", "group"), [(5, 1), (6, 1), (8, 4), (12, 4), (6, 4)])
+def test_each_row_counts_in_one_process(
+    size: int, count: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "world_size", lambda: size)
+    counted: list[int] = []
+    for own in range(size):
+        monkeypatch.setattr(processes, "rank", lambda own=own: own)
+        rows = processes.share(count, group)
+        once = processes.counts_once(count, group)
+        counted += [row for row, counts in zip(rows, once, strict=True) if counts]
+    assert sorted(counted) == list(range(count))
+
+
+def test_a_mean_over_responses_leaves_copies_out() -> None:
+    means = Means()
+    means.add("score", torch.tensor([1.0, 3.0]), None)
+    means.add("score", torch.tensor([5.0, 100.0]), torch.tensor([True, False]))
+    assert means.take() == {"score": 3.0}

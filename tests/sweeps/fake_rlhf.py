@@ -44,6 +44,7 @@ def main() -> None:
     metrics = {"ppo/gold_score": reached, "ppo/kl_k1": 1 / (0.01 + kl_coef)}
     if str(Path(folder).name) in os.environ.get("FAKE_NAN", "").split():
         metrics["ppo/gold_score"] = None
+    metrics |= {name.replace("ppo/", "ppo/validation/"): value for name, value in metrics.items()}
     write_json(run / "metrics.json", {"status": "finished", "metrics": metrics})
 
 

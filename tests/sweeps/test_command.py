@@ -45,7 +45,7 @@ def test_the_plain_form_searches_and_its_best_config_is_one_that_rlhf_reads(tmp_
     records = [json.loads(f.read_text()) for f in sorted((sweep / "trials").glob("*.json"))]
     assert [record["state"] for record in records] == ["COMPLETE"] * 2
     assert set(records[0]["params"]) == {"ppo.kl_coef", "model"}
-    best = max(records, key=lambda record: record["values"]["ppo/gold_score"])
+    best = max(records, key=lambda record: record["values"]["ppo/validation/gold_score"])
     shown = saved(tmp_path, sweep, "--cfg", "job", "-p", "ppo.kl_coef")
     assert shown.stdout.strip() == repr(best["params"]["ppo.kl_coef"]), shown.stderr
 

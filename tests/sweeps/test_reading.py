@@ -34,7 +34,7 @@ def test_the_page_has_every_trial_with_its_state_reason_and_run(
 ) -> None:
     monkeypatch.setenv("FAKE", "0001:prune 0002:raise")
     space = ["ppo.kl_coef=0.01,0.05,0.15,0.19"]
-    constraints = ["ppo/kl_k1 <= 100"]
+    constraints = ["ppo/validation/kl_k1 <= 100"]
     run_search(tmp_path, space, n_trials=4, sampler={"name": "grid"}, constraints=constraints)
     before = content(tmp_path / "sweep")
     overrides = ["task=sweep_report", f"sweep={tmp_path / 'sweep'}"]
@@ -50,21 +50,27 @@ def test_the_page_has_every_trial_with_its_state_reason_and_run(
     # the one that raised has a run too: what it measured until then can be looked at
     assert links == {f"trials/{number:04d}" for number in range(4)}
     assert all((tmp_path / "sweep" / link / "metrics.json").is_file() for link in links)
-    for text in ("val/kl_k1 is 30, above", "ValueError: a bad number", "ppo/kl_k1 &lt;= 100"):
+    for text in (
+        "val/kl_k1 is 30, above",
+        "ValueError: a bad number",
+        "ppo/validation/kl_k1 &lt;= 100",
+    ):
         assert text in page
     shown = capsys.readouterr().out
     assert "4 trials: 2 COMPLETE, 1 PRUNED, 1 FAIL" in shown
     (best,) = report(tmp_path).best
-    assert f"best: trial {best.number}, ppo/gold_score" in shown
+    assert f"best: trial {best.number}, ppo/validation/gold_score" in shown
     assert best.curves["val/gold_score"][0] == (0, pytest.approx(best.values[0] / 2))  # type: ignore[index]
 
 
 def test_a_broken_constraint_is_shown_with_its_excess_and_is_never_the_best(tmp_path: Path) -> None:
     # kl_k1 = 1 / (0.01 + kl_coef): 16.67 at 0.05, which is 6.67 too much, and 6.25 at 0.15
     space, grid = ["ppo.kl_coef=0.05,0.15"], {"name": "grid"}
-    run_search(tmp_path, space, n_trials=2, sampler=grid, constraints=["ppo/kl_k1 <= 10"])
+    run_search(
+        tmp_path, space, n_trials=2, sampler=grid, constraints=["ppo/validation/kl_k1 <= 10"]
+    )
     found = {row.params["ppo.kl_coef"]: row for row in report(tmp_path).trials}
-    assert found[0.05].violations == {"ppo/kl_k1 <= 10": pytest.approx(1 / 0.06 - 10)}
+    assert found[0.05].violations == {"ppo/validation/kl_k1 <= 10": pytest.approx(1 / 0.06 - 10)}
     assert (found[0.05].best, found[0.15].best) == (False, True)
     assert "broken by 6.667" in render(report(tmp_path))
 
@@ -94,7 +100,7 @@ def test_a_sweep_that_was_killed_before_its_first_trial_has_a_page(tmp_path: Pat
 def test_several_objectives_have_their_front_on_the_page(tmp_path: Path) -> None:
     space = ["ppo.kl_coef=0.01,0.05,0.15"]
     several: dict[str, Any] = {
-        "objectives": ["ppo/gold_score", "ppo/kl_k1"],
+        "objectives": ["ppo/validation/gold_score", "ppo/validation/kl_k1"],
         "directions": ["maximize", "minimize"],
     }
     run_search(tmp_path, space, n_trials=3, sampler={"name": "grid"}, **several)
@@ -170,9 +176,9 @@ def test_tensorboard_has_the_same_trials_as_hyperparameters(
         status = hparams_data(events, metadata.SESSION_END_INFO_TAG).session_end_info.status
         assert status == (1 if row.state == "COMPLETE" else 2)  # success, failure
         tags = events.Tags()["scalars"]
-        assert tags == (["ppo/gold_score"] if row.state == "COMPLETE" else [])
+        assert tags == (["ppo/validation/gold_score"] if row.state == "COMPLETE" else [])
         if row.values:
-            (point,) = events.Scalars("ppo/gold_score")
+            (point,) = events.Scalars("ppo/validation/gold_score")
             assert point.value == pytest.approx(row.values[0])
 
 

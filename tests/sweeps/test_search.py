@@ -101,19 +101,22 @@ def test_sixteen_trials_end_with_their_states_though_the_sweep_was_killed_twice(
     ours = {number: failed.pop(number) for number in (2, 14, 15)}
     assert ours[2].startswith("killed by SIGKILL")
     assert ours[14] == "ValueError: a bad number"
-    assert ours[15] == "ppo/gold_score is not finite"
+    assert ours[15] == "ppo/validation/gold_score is not finite"
     # at most the two that ran at each of the two kills
     assert len(failed) <= 4
     assert all(reason.startswith("lost: its sweep process ") for reason in failed.values())
     best = min(
         (r for r in found if r["state"] == "COMPLETE"),
-        key=lambda r: -r["values"]["ppo/gold_score"],
+        key=lambda r: -r["values"]["ppo/validation/gold_score"],
     )
     sweep = tmp_path / "sweep"
     config = yaml.safe_load((sweep / "best.yaml").read_text(encoding="utf-8"))
     assert config["ppo"]["kl_coef"] == best["params"]["ppo.kl_coef"]
     linked = read_json(sweep / "trials" / f"{best['number']:04d}" / "metrics.json")
-    assert linked["metrics"]["ppo/gold_score"] == best["values"]["ppo/gold_score"]
+    assert (
+        linked["metrics"]["ppo/validation/gold_score"]
+        == best["values"]["ppo/validation/gold_score"]
+    )
 
 
 def test_a_signal_puts_the_running_trials_back_and_the_same_command_continues_them(
@@ -194,18 +197,20 @@ def test_a_grid_visits_every_combination_once(tmp_path: Path) -> None:
 def test_the_best_trial_satisfies_the_constraints(tmp_path: Path) -> None:
     # kl_k1 = 1 / (0.01 + kl_coef): 16.7 at 0.05, which would be the best, and 6.25 at 0.15
     space, grid = ["ppo.kl_coef=0.05,0.15,0.19"], {"name": "grid"}
-    best = run_search(tmp_path, space, n_trials=3, sampler=grid, constraints=["ppo/kl_k1 <= 10"])
-    assert best["ppo/kl_k1"] == pytest.approx(6.25)
+    best = run_search(
+        tmp_path, space, n_trials=3, sampler=grid, constraints=["ppo/validation/kl_k1 <= 10"]
+    )
+    assert best["ppo/validation/kl_k1"] == pytest.approx(6.25)
     by_value = {r["params"]["ppo.kl_coef"]: r["constraints"] for r in records(tmp_path)}
-    assert by_value[0.05] == {"ppo/kl_k1 <= 10": False}
-    assert by_value[0.19] == {"ppo/kl_k1 <= 10": True}
+    assert by_value[0.05] == {"ppo/validation/kl_k1 <= 10": False}
+    assert by_value[0.19] == {"ppo/validation/kl_k1 <= 10": True}
 
 
 def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     # gold = 1 - |x - 0.05|, KL falls as x grows: 0.01 has less gold and more KL than 0.05; 0.05 and 0.15 trade
     space = ["ppo.kl_coef=0.01,0.05,0.15"]
     objectives = {
-        "objectives": ["ppo/gold_score", "ppo/kl_k1"],
+        "objectives": ["ppo/validation/gold_score", "ppo/validation/kl_k1"],
         "directions": ["maximize", "minimize"],
     }
     run_search(tmp_path, space, n_trials=3, sampler={"name": "grid"}, **objectives)
@@ -223,16 +228,21 @@ def test_every_sampler_searches_under_a_constraint(tmp_path: Path, name: str) ->
     space = ["ppo.kl_coef=tag(log,interval(0.005,0.2))", "seed=int(interval(0,9))"]
     sampler = {"name": name, "args": args}
     run_search(
-        tmp_path, space, n_trials=3, n_jobs=2, sampler=sampler, constraints=["ppo/kl_k1 <= 50"]
+        tmp_path,
+        space,
+        n_trials=3,
+        n_jobs=2,
+        sampler=sampler,
+        constraints=["ppo/validation/kl_k1 <= 50"],
     )
     assert states(tmp_path) == ["COMPLETE"] * 3
     # TPE and NSGA-II are told by how much each trial violates it
     journal = (tmp_path / "sweep" / "study.journal").read_text(encoding="utf-8")
-    assert ("ppo/kl_k1 <= 50" in journal) == (name in CONSTRAINED)
+    assert ("ppo/validation/kl_k1 <= 50" in journal) == (name in CONSTRAINED)
 
 
 @pytest.mark.parametrize(
-    ("metric", "warned"), [("ppo/gold_score", True), ("val/gold_score", False)]
+    ("metric", "warned"), [("ppo/validation/gold_score", True), ("val/gold_score", False)]
 )
 def test_a_pruner_that_can_never_prune_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, metric: str, warned: bool
@@ -244,12 +254,16 @@ def test_a_pruner_that_can_never_prune_says_so(
     assert ("did you mean val/gold_score?" in caplog.text) == warned
 
 
-@pytest.mark.parametrize(("metric", "warned"), [("ppo/kl_k11", True), ("ppo/kl_k1", False)])
+@pytest.mark.parametrize(
+    ("metric", "warned"), [("ppo/validation/kl_k11", True), ("ppo/validation/kl_k1", False)]
+)
 def test_a_constraint_that_nobody_measures_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, metric: str, warned: bool
 ) -> None:
     run_search(tmp_path, n_trials=1, constraints=[f"{metric} <= 1e9"])
-    said = f"metrics.json has no {metric}, so no trial satisfies it; did you mean ppo/kl_k1"
+    said = (
+        f"metrics.json has no {metric}, so no trial satisfies it; did you mean ppo/validation/kl_k1"
+    )
     assert (said in caplog.text) == warned
 
 
@@ -326,7 +340,7 @@ def test_a_journal_whose_last_entry_was_cut_by_a_crash_is_read_again(tmp_path: P
 def test_another_sweep_does_not_go_into_the_same_directory(tmp_path: Path) -> None:
     run_search(tmp_path, n_trials=1)
     with pytest.raises(UserError, match=r"^run_dir must be free or the same sweep.*constraints"):
-        run_search(tmp_path, n_trials=1, constraints=["ppo/kl_k1 <= 1"])
+        run_search(tmp_path, n_trials=1, constraints=["ppo/validation/kl_k1 <= 1"])
     (tmp_path / "sweep" / "sweep.json").unlink()
     with pytest.raises(UserError, match=r"^run_dir must be empty or a sweep"):
         run_search(tmp_path, n_trials=1)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.config import RewardConfig, RewardPartConfig
+from rlhf_lightning.config import ModelConfig, RewardConfig, RewardPartConfig
 from rlhf_lightning.data.prompts import Prompt
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.tasks.collect import _ranked, _ranker
+from rlhf_lightning.tasks.collect import _loaded_as, _ranked, _ranker
 
 PROMPT = Prompt(3, [7, 8], {"prompt": [{"role": "user", "content": "Hi"}], "meta": {"best": 5}})
 
@@ -65,3 +65,19 @@ def test_what_ranks_is_a_function_and_ranks_sampled_completions() -> None:
         RewardConfig(rank_by={"a": RewardPartConfig(kind="learned")})
     with pytest.raises(UserError, match=r"reward\.rank_by must be left out where .* speakers"):
         RewardConfig(completions="speakers", rank_by={"a": part("length", 1.0)})
+
+
+def test_the_policy_speaks_in_the_precision_that_it_was_trained_in() -> None:
+    """job.root.model is the reward model's."""
+    reward = ModelConfig(name="other", path="x", dtype="bfloat16", context_length=512)
+    root = SimpleNamespace(
+        model=reward,
+        ppo=SimpleNamespace(max_prompt_tokens=30),
+        reward=SimpleNamespace(max_response_tokens=12),
+    )
+    own = {"config": {"model": {"dtype": "float32", "attention": "eager", "context_length": 64}}}
+    trained: Any = SimpleNamespace(root=root, parents={"policy": SimpleNamespace(manifest=own)})
+    found = _loaded_as(trained)
+    assert (found.dtype, found.attention, found.context_length) == ("float32", "eager", 42)
+    foreign: Any = SimpleNamespace(root=root, parents={"policy": SimpleNamespace(manifest=None)})
+    assert _loaded_as(foreign).dtype == "bfloat16"  # of other making: as the command says

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.tasks.fit import _say_what_rounding_takes
+from rlhf_lightning.tasks.fit import _say_what_rounding_takes, _trainer
 from rlhf_lightning.tasks.job import device_for
 
 
@@ -38,3 +38,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert device_for({"accelerator": "auto"}) == device_for(None) == torch.device("cpu")
     with pytest.raises(UserError, match=r"^trainer.accelerator must be auto or cpu .*, got gpu$"):
         device_for({"accelerator": "gpu"})
+
+
+def test_what_the_trainer_refuses_is_one_line() -> None:
+    with pytest.raises(
+        UserError, match=r"^trainer must be what Lightning takes, got: .*`profiler`"
+    ):
+        _trainer(profiler="nonsense", accelerator="cpu", logger=False)
+    with pytest.raises(UserError, match=r"^trainer must be what Lightning takes, got: .*devices"):
+        _trainer(devices=[1], accelerator="cpu", logger=False)
