@@ -362,7 +362,7 @@ def test_an_ensemble_is_trained_linked_and_its_disagreement_logged(own_outputs: 
     assert found[0]["reward/pairs"] == found[1]["reward/pairs"]
     assert "rollout/score_learned_std_members" in (run / "round-1/ppo/metrics.csv").read_text()
     ppo = json.loads((run / "round-1/ppo/metrics.json").read_text())["metrics"]
-    assert ppo["ppo/score_learned_std_members"] > 0
+    assert ppo["ppo/validation/score_learned_std_members"] > 0
     # the pipeline's reward metrics are the first member's
     whole = json.loads((run / "metrics.json").read_text())["metrics"]
     assert whole["reward/pairwise_accuracy"] == found[0]["reward/pairwise_accuracy"]

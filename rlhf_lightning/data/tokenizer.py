@@ -111,7 +111,6 @@ def turn_end(
     Some models end their turns with another token than their tokenizer's EOS (Gemma's <end_of_turn>, Phi-3's <|end|>,
     base models that have a chat template). `special` are the named tokens, `strings` all special ones.
     """
-    from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -124,13 +123,18 @@ def turn_end(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
     environment.globals["strftime_now"] = lambda _format: ""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        rendered = environment.from_string(text).render(messages=turns, **special)
-    except (TemplateError, TypeError, ValueError, KeyError):  # one that wants more than two turns
-        return None
-    behind = rendered.rpartition(_ANSWER)[2].lstrip() if _ANSWER in rendered else ""
-    return max((s for s in strings if s and behind.startswith(s)), key=len, default=None)
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    for turns in (said, [{"role": "system", "content": "?"}, *said]):
+        try:
+            rendered = environment.from_string(text).render(messages=turns, **special)
+        except Exception:  # noqa: S112 (whatever a template of other making does)
+            continue
+        before, found, behind = rendered.rpartition(_ANSWER)
+        ends = (s for s in strings if found and s and behind.lstrip().startswith(s))
+        # what stands before an answer too opens a turn, of which this template begins the next one
+        opens, eos = before.rstrip(), special.get("eos_token")
+        return max((s for s in ends if s == eos or not opens.endswith(s)), key=len, default=None)
+    return None
 
 
 def _pad_for(vocabulary: Container[str], *taken: object) -> str:
@@ -193,13 +197,16 @@ def _prepared_parts(folder: Path) -> dict[str, Any]:
             ids.setdefault(token, max(ids.values(), default=-1) + 1)
 
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    extra = list(extra.values()) if isinstance(extra, dict) else extra
     decoder = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
     for token in (*(t for _, t in decoder), *special.values(), *extra):
         add(_content(token))
-    marked = [*backend["added_tokens"], *(token for _, token in decoder)]
-    strings = {token["content"] for token in marked if token.get("special")} | {
-        s for s in special.values() if s is not None
-    }
+    marked = [*backend["added_tokens"], *(token for _, token in decoder)]  # the latter has its way
+    flags = {token["content"]: token.get("special", False) for token in marked}
+    flags |= dict.fromkeys(
+        (_content(t) for t in (*special.values(), *extra) if t is not None), True
+    )
+    strings = [content for content, is_special in flags.items() if is_special]
     template = _template(folder, config)
     named = {role: special[role] for role in _COMPARED}
     special["eos_token"] = turn_end(template, named, strings) or special["eos_token"]

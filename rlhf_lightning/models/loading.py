@@ -67,6 +67,8 @@ def refusing(rule: str) -> Iterator[None]:
     except UserError:
         raise
     except _UNUSABLE as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise  # no mistake of the user's: the same command may do elsewhere
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = lines[: 2 if lines and lines[0].endswith(":") else 1]
         reason = " ".join(said) or type(error).__name__
@@ -307,7 +309,7 @@ def tell_special_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerF
     for found in (config, config.get_text_config(), getattr(module, "generation_config", None)):  # type: ignore[union-attr]
         if found is None:
             continue
-        ends = found.eos_token_id
+        ends = getattr(found, "eos_token_id", None)
         found.pad_token_id = pad_id(tokenizer)
         if eos_id(tokenizer) not in (ends if isinstance(ends, list) else [ends]):
             found.eos_token_id = eos_id(tokenizer)

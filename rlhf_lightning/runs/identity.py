@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of run directories, manifests and identities; a newer one than the code knows is refused."""
 
 ABSENT = "<absent>"

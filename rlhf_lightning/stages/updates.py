@@ -166,8 +166,14 @@ def step_optimizer(
     return norm
 
 
-def require_finite(loss: Tensor, *, where: str, what: str = "loss") -> None:
+def require_finite(
+    loss: Tensor,
+    *,
+    where: str,
+    what: str = "loss",
+    then: str = "; the last good checkpoint is kept",
+) -> None:
     """Raises: RunFailed that names the step where a number is NaN or infinite."""
     if not torch.isfinite(loss.detach()).all():
         value = loss.detach().float().mean().item()
-        raise RunFailed(f"{where}: the {what} is {value}; the last good checkpoint is kept")
+        raise RunFailed(f"{where}: the {what} is {value}{then}")

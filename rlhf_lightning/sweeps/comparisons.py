@@ -1,4 +1,4 @@
-"""Constraints such as `ppo/kl_k1 <= 10`: read, never evaluated as code."""
+"""Constraints such as `ppo/validation/kl_k1 <= 10`: read, never evaluated as code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def parse(text: str) -> Comparison:
     match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise UserError(
-            f"hydra.sweeper.constraints must be comparisons like 'ppo/kl_k1 <= 10', got {text!r}"
+            f"hydra.sweeper.constraints must be comparisons like 'ppo/validation/kl_k1 <= 10',"
+            f" got {text!r}"
         )
     return Comparison(match["metric"], match["sign"], float(match["bound"]))
 

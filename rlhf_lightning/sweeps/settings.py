@@ -108,7 +108,7 @@ class SweepSettings:
     directions: list[str] = field(default_factory=lambda: ["maximize"])
     """maximize | minimize, one for each objective."""
     constraints: list[str] = field(default_factory=list)
-    """Comparisons that the best trial must satisfy: `ppo/kl_k1 <= 10`."""
+    """Comparisons that the best trial must satisfy: `ppo/validation/kl_k1 <= 10`."""
     params: dict[str, Any] = field(default_factory=dict)
     """The space: key → Hydra's sweep syntax. The command line replaces keys."""
     custom_space: str | None = None

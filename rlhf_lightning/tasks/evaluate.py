@@ -73,8 +73,8 @@ def run(job: Job) -> dict[str, float]:
         told |= taken_statistics(judges.reward, name)
         for score, judge in judges.known.items():
             told |= {
-                f"{name}/known/{score}_{told_}": value
-                for told_, value in statistics_of(judge).items()
+                f"{name}/known_{score}_{statistic}": value
+                for statistic, value in statistics_of(judge).items()
             }
     if is_first():
         store(job.run.path / "samples.jsonl", (row for samples in found for row in _rows(samples)))
@@ -163,7 +163,7 @@ def _samples(
         rollout = collect(
             batch, policy, reference, None, judges.reward, sampling, generator, after_chunk=after
         )
-    require_finite(rollout.scores, where=f"evaluate.models.{name}", what="score")
+    require_finite(rollout.scores, where=f"evaluate.models.{name}", what="score", then="")
     pair, mask = (rollout.logprobs, rollout.ref_logprobs), rollout.response_mask
     texts = decode(tokenizer, rollout.response_ids, mask)
     request = ScoreRequest(
@@ -191,7 +191,7 @@ def _samples(
 
 
 def _finite(scores: list[float], where: str) -> list[float]:
-    require_finite(torch.tensor(scores), where=where, what="score")
+    require_finite(torch.tensor(scores), where=where, what="score", then="")
     return scores
 
 

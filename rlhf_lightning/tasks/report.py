@@ -37,7 +37,8 @@ NOT_SHOWN = ("run_dir", "outputs", "task", "dry_run")
 def _subtitle(plans: Sequence[StagePlan]) -> str:
     """What was done, in order."""
     steps = [STEPS[task] for task in dict.fromkeys(plan.task for plan in plans) if task in STEPS]
-    return f"{', '.join(steps).capitalize()}." if steps else EVALUATION
+    text = ", ".join(steps)
+    return f"{text[0].upper()}{text[1:]}." if steps else EVALUATION
 
 
 def write_run_report(

@@ -193,6 +193,8 @@ ENDS = {
     CHATML.replace("\n", "\\n"): "<|im_end|>",
     "{% for m in messages %}{{ m.content }} {{ eos_token }}{% endfor %}": "<|endoftext|>",
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}": None,  # none
+    "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}<|im_start|>": None,  # opens
+    "{% if messages[0].role != 'system' %}{{ 1 / 0 }}{% endif %}{{ messages[2].content }}<|im_end|>": "<|im_end|>",
     "{{ raise_exception('no') }}": None,
     "{{ messages[7].content }}": None,
     "{% broken": None,
@@ -227,6 +229,23 @@ def encode_prompt_and(tokenizer, messages):
     """This template has no generation prompt: the answer's head is the policy's to write, here it is given."""
     head = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
     return [*encode_prompt(tokenizer, messages), *head]
+
+
+@pytest.mark.parametrize("extra", [["<x>"], {"image_token": "<x>"}, {"image_token": "<|im_end|>"}])
+@pytest.mark.parametrize("special", [True, False])
+def test_folder_and_tokenizer_agree_on_what_is_special(tmp_path, extra, special):
+    from transformers import AutoTokenizer
+
+    config = {
+        "eos_token": "<|endoftext|>",
+        "extra_special_tokens": extra,
+        "chat_template": CHATML,
+        "added_tokens_decoder": {"1": TEXT_END | {"content": "<|im_end|>", "special": special}},
+    }
+    raw_folder(tmp_path, config=config)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    prepare_tokenizer(loaded)
+    assert tokenizer_fingerprint(tmp_path) == tokenizer_fingerprint(loaded)
 
 
 def test_special_tokens_of_an_older_folder_are_read_where_they_lie(tmp_path):

@@ -42,9 +42,10 @@ from rlhf_lightning.models.adapters import (
     using,
 )
 from rlhf_lightning.models.forward import response_logits, sequence_scores, token_values
-from rlhf_lightning.models.loading import context_of, set_dropout
+from rlhf_lightning.models.loading import context_of, set_dropout, tell_special_tokens
 from rlhf_lightning.models.packing import attention_window
 from rlhf_lightning.models.shared_prompt import response_scores_by_cache
+from tests.stages.tiny_ppo import tokenizer
 from tests.tiny import tiny_policy, tiny_scorer
 
 LORA = LoRAConfig(rank=2, alpha=4.0)
@@ -386,3 +387,10 @@ def test_an_adapter_is_read_without_the_dropout_that_it_was_trained_with(tmp_pat
     dropouts = [m for n, m in other.named_modules() if n.endswith("lora_dropout.value")]
     assert dropouts
     assert not any(isinstance(m, nn.Dropout) and m.p > 0 for m in dropouts)
+
+
+def test_special_tokens_are_told_where_a_config_is_in_two_parts() -> None:
+    model, reads = text_and_images(), tokenizer()
+    tell_special_tokens(model, reads)
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        assert (config.pad_token_id, config.eos_token_id) == (reads.pad_token_id, 2)

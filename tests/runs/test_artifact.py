@@ -104,7 +104,7 @@ def test_a_model_folder_without_manifest_has_no_stage(tmp_path: Path):
         (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda path: (path / "modeling.py").write_text("boo"), "modeling.py was added"),
         (lambda path: edit(path, sha256="0"), "sha256 in manifest.json is not that of its files"),
-        (lambda path: edit(path, format_version=2), "format_version <= 1, got .* with 2"),
+        (lambda path: edit(path, format_version=3), "format_version <= 2, got .* with 3"),
         (lambda path: (path / "manifest.json").write_text("{"), "readable manifest.json"),
         (lambda path: (path / "config.json").unlink(), "no config.json"),
     ],

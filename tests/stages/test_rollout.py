@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lightning import processes, stages
-from rlhf_lightning.rewards.base import Means
+from rlhf_lightning.rewards.base import Means, ScoreRequest
 from rlhf_lightning.stages.rollout import Sampling, collect
 from rlhf_lightning.stages.watching import weighted_means
 from tests.stages.tiny_ppo import reward, tokenizer
@@ -122,3 +122,34 @@ def test_a_mean_over_responses_leaves_copies_out() -> None:
     means.add("score", torch.tensor([1.0, 3.0]), None)
     means.add("score", torch.tensor([5.0, 100.0]), torch.tensor([True, False]))
     assert means.take() == {"score": 3.0}
+
+
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_a_reward_is_told_which_rows_are_copies(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five rows are three in each of two processes: the second one's last is a copy."""
+    seen: list[bool] = []
+
+    class Reward:
+        def __call__(self, request: ScoreRequest) -> torch.Tensor:
+            assert request.counted is not None
+            seen.extend(request.counted.tolist())
+            return torch.zeros(len(request.response_ids))
+
+    monkeypatch.setattr(stages.rollout, "gather", lambda own: [own, own])
+    for module in (processes, stages.rollout):
+        monkeypatch.setattr(module, "world_size", lambda: 2)
+    for own, copies in ((0, 0), (1, 1)):
+        monkeypatch.setattr(processes, "rank", lambda own=own: own)
+        collect(
+            prompt_batch([3, 9, 2, 6, 4]),
+            tiny_policy().eval(),
+            tiny_policy(5).eval(),
+            None,
+            Reward(),
+            Sampling(6, 1.0, chunk, tokenizer()),
+            torch.Generator().manual_seed(0),
+        )
+        assert (len(seen), seen.count(False)) == (3, copies)
+        seen.clear()
