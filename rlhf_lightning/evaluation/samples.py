@@ -59,8 +59,3 @@ class ModelSamples:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-
-def prompt_text(record: dict[str, Any]) -> str:
-    """The messages of a prompt record, one line each with its role: what a person reads."""
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in record["prompt"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from typing import TYPE_CHECKING, Any
@@ -69,10 +68,3 @@ def figure_to_svg(figure: Figure) -> str:
     for colour, variable in PAGE_COLOURS.items():
         text = text.replace(colour, variable)
     return text
-
-
-def figure_to_data_uri(figure: Figure, dpi: int = 144) -> str:
-    """The figure as a PNG inside a `data:` address."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

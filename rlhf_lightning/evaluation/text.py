@@ -32,22 +32,6 @@ def repeated_phrase_rate(texts: Sequence[Text], n: int = 4) -> float:
     return repeats / len(texts)
 
 
-def length_stats(lengths: Sequence[int]) -> dict[str, float]:
-    """Mean, median, 95th percentile (nearest rank) and largest of some lengths; empty for none."""
-    if not lengths:
-        return {}
-    ordered = sorted(lengths)
-    count = len(ordered)
-    middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
-    rank = -(-95 * count // 100)  # ceil(0.95 N) without a float's rounding
-    return {
-        "mean": sum(ordered) / count,
-        "median": middle,
-        "p95": float(ordered[rank - 1]),
-        "max": float(ordered[-1]),
-    }
-
-
 def _ngrams(text: Text, n: int) -> list[tuple[Hashable, ...]]:
     if n < 1:
         raise ValueError(f"n must be >= 1, got {n!r}")

@@ -5,56 +5,39 @@ Padding is replaced (torch.where), never multiplied by 0: NaN · 0 is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf_lightning.functional._checks import at_least_float32, require_same_shape
 
-AllSum = Callable[[Tensor], Tensor]
-"""Sums a tensor over ranks, so that a statistic is that of the global batch."""
 
-
-def identity(x: Tensor) -> Tensor:
-    """The sum over ranks where there is one process."""
-    return x
-
-
-def masked_sum(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], *, all_sum: AllSum = identity
-) -> Float[Tensor, ""]:
+def masked_sum(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Σ x over real tokens, at least in fp32.
 
-    0 where no token is real: a rank or a micro-batch may have none.
+    0 where no token is real: a micro-batch may have none.
     Raises: ValueError if shapes differ.
     """
     require_same_shape(x=x, mask=mask)
     x = at_least_float32(x)
-    return all_sum(torch.where(mask, x, torch.zeros_like(x)).sum())
+    return torch.where(mask, x, torch.zeros_like(x)).sum()
 
 
-def masked_mean(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], *, all_sum: AllSum = identity
-) -> Float[Tensor, ""]:
+def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Σ x / n over the n real tokens.
 
-    Raises: ValueError if shapes differ, or if no token of any rank is real.
+    Raises: ValueError if shapes differ, or if no token is real.
     """
-    return masked_sum(x, mask, all_sum=all_sum) / _count(mask, all_sum)
+    return masked_sum(x, mask) / _count(mask)
 
 
-def masked_var(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], *, all_sum: AllSum = identity
-) -> Float[Tensor, ""]:
+def masked_var(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Σ (x − μ)² / n over the n real tokens: the population variance.
 
-    Raises: ValueError if shapes differ, or if no token of any rank is real.
+    Raises: ValueError if shapes differ, or if no token is real.
     """
-    mean = masked_mean(x, mask, all_sum=all_sum)
-    # the mean is global: a rank's own would lose the variance between ranks
-    return masked_mean((at_least_float32(x) - mean) ** 2, mask, all_sum=all_sum)
+    mean = masked_mean(x, mask)
+    return masked_mean((at_least_float32(x) - mean) ** 2, mask)
 
 
 def whiten(
@@ -62,24 +45,23 @@ def whiten(
     mask: Bool[Tensor, "*shape"],
     *,
     center: bool = True,
-    all_sum: AllSum = identity,
 ) -> Float[Tensor, "*shape"]:
     """(x − μ) · rsqrt(σ² + 1e-8) over real tokens; padding becomes 0.
 
     center=False only scales: x · rsqrt(σ² + 1e-8), σ² still being taken around μ. The form for
     rewards, where a shift would pay (or charge) for every token of length.
-    Raises: ValueError if shapes differ, or if no token of any rank is real.
+    Raises: ValueError if shapes differ, or if no token is real.
     Source: Huang et al. 2024, arXiv:2403.17031 (reward whitening keeps the mean).
     """
     x = at_least_float32(x)
-    mean = masked_mean(x, mask, all_sum=all_sum)
-    var = masked_mean((x - mean) ** 2, mask, all_sum=all_sum)
+    mean = masked_mean(x, mask)
+    var = masked_mean((x - mean) ** 2, mask)
     shifted = x - mean if center else x
     return torch.where(mask, shifted * torch.rsqrt(var + 1e-8), torch.zeros_like(x))
 
 
-def _count(mask: Tensor, all_sum: AllSum) -> Tensor:
-    count = all_sum(mask.sum())
+def _count(mask: Tensor) -> Tensor:
+    count = mask.sum()
     if not bool(count > 0):
         raise ValueError(f"mask must have a real token, got none in shape {tuple(mask.shape)}")
     return count

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf_lightning.functional._checks import at_least_float32
-from rlhf_lightning.functional.masked import AllSum, identity, masked_mean, masked_var
+from rlhf_lightning.functional.masked import masked_mean, masked_var
 
 
 def eos_rule(
@@ -56,10 +56,8 @@ class RunningMoments:
     mean: float = 0.0
     var: float = 0.0
 
-    def update(
-        self, scores: Float[Tensor, " batch"], *, all_sum: AllSum = identity
-    ) -> RunningMoments:
-        """Moments of everything seen before and `scores` (of all ranks, with all_sum).
+    def update(self, scores: Float[Tensor, " batch"]) -> RunningMoments:
+        """Moments of everything seen before and `scores`.
 
         δ = mean_b − mean_a ;  n = n_a + n_b ;  mean = mean_a + δ·n_b/n ;
         n·var = n_a·var_a + n_b·var_b + δ²·n_a·n_b/n.
@@ -67,8 +65,8 @@ class RunningMoments:
         Source: Chan, Golub & LeVeque 1979, Stanford STAN-CS-79-773.
         """
         real = torch.ones_like(scores, dtype=torch.bool)
-        mean, var = (float(f(scores, real, all_sum=all_sum)) for f in (masked_mean, masked_var))
-        added = float(all_sum(real.sum()))
+        mean, var = (float(f(scores, real)) for f in (masked_mean, masked_var))
+        added = float(real.sum())
         count, delta = self.count + added, mean - self.mean
         spread = self.count * self.var + added * var + delta**2 * self.count * added / count
         return RunningMoments(count, self.mean + delta * added / count, spread / count)

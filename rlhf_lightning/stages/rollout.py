@@ -24,8 +24,6 @@ from rlhf_lightning.processes import counts_once, gather, in_order, share, world
 from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest
 from rlhf_lightning.stages.response_logits import ResponseLogits
 
-AllSum = Callable[[Tensor], Tensor]
-
 LOGITS = 2**28
 """Numbers that the logits of one pass over responses may have, 1 GB in fp32; one group of rows at least."""
 
@@ -201,7 +199,6 @@ def to_experience(
     *,
     kl_coef: float,
     moments: RunningMoments,
-    all_sum: AllSum = lambda x: x,
 ) -> tuple[Experience, dict[str, float]]:
     """KL reward, GAE (or leave-one-out), whitening; and the iteration's `rollout/*` statistics.
 
@@ -213,7 +210,7 @@ def to_experience(
     scores, clipped = shaped_scores(rollout, hp, moments)
     rewards = token_rewards(scores, kl, mask, kl_coef=kl_coef)
     if hp.whiten_rewards:
-        rewards = whiten(rewards, mask, center=False, all_sum=all_sum)
+        rewards = whiten(rewards, mask, center=False)
     if hp.advantage == "rloo":
         advantages, returns = rloo(rewards, mask, samples=hp.samples_per_prompt), rollout.values
     else:
@@ -221,7 +218,7 @@ def to_experience(
             rewards, rollout.values, mask, gamma=hp.gamma, gae_lambda=hp.gae_lambda
         )
     if hp.whiten_advantages:
-        advantages = whiten(advantages, mask, all_sum=all_sum)
+        advantages = whiten(advantages, mask)
     statistics = rollout_statistics(rollout) | {
         "rollout/reward": masked_sum(rewards, mask).item() / len(mask),
         "rollout/clipped_scores": clipped,

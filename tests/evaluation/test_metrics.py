@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lightning.evaluation import metrics as module
 from rlhf_lightning.evaluation.metrics import Reading, model_metrics, win_rates
-from rlhf_lightning.evaluation.samples import ModelSamples, prompt_text
+from rlhf_lightning.evaluation.samples import ModelSamples
 from tests.evaluation.fake import FakeGold, samples
 
 
@@ -142,10 +142,3 @@ def test_lists_of_other_lengths_are_refused() -> None:
         ValueError, match=r"m\.scores must have one element for each of 1 prompts, got 2"
     ):
         said("m", [1.0], scores=[1.0, 2.0])
-
-
-def test_a_prompt_reads_as_its_messages() -> None:
-    record = {
-        "prompt": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    }
-    assert prompt_text(record) == "user: Hi\nassistant: Hello"

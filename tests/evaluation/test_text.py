@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lightning.evaluation.text import distinct_n, length_stats, repeated_phrase_rate
+from rlhf_lightning.evaluation.text import distinct_n, repeated_phrase_rate
 
 
 def test_distinct_n_counts_different_ngrams_over_all_texts() -> None:
@@ -30,10 +30,3 @@ def test_a_repeated_phrase_needs_n_words_twice() -> None:
 def test_ngrams_need_a_positive_n() -> None:
     with pytest.raises(ValueError, match="n must be >= 1, got 0"):
         distinct_n(["a"], 0)
-
-
-def test_length_stats_by_hand() -> None:
-    # 1..20: the 19th of 20 is the first with 95 % at or below it
-    assert length_stats(range(1, 21)) == {"mean": 10.5, "median": 10.5, "p95": 19.0, "max": 20.0}
-    assert length_stats([3]) == {"mean": 3.0, "median": 3.0, "p95": 3.0, "max": 3.0}
-    assert length_stats([]) == {}

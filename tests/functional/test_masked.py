@@ -54,33 +54,6 @@ def test_padding_contents_change_nothing(draw, mask):
         torch.testing.assert_close(f(dirty, mask), f(x, mask), rtol=0, atol=0)
 
 
-def test_two_ranks_whiten_as_one(draw, mask):
-    x = draw(*mask.shape)
-    # what the other rank contributes to each of the sums that whiten asks for, in order
-    mine, other = slice(0, 3), slice(3, None)
-    mean = masked_mean(x, mask)
-    theirs = iter(
-        [
-            masked_sum(x[other], mask[other]),
-            mask[other].sum(),
-            masked_sum((x[other] - mean) ** 2, mask[other]),
-            mask[other].sum(),
-        ]
-    )
-    got = whiten(x[mine], mask[mine], all_sum=lambda t: t + next(theirs))
-    torch.testing.assert_close(got, whiten(x, mask)[mine])
-
-
-def test_a_rank_without_a_real_token_takes_the_mean_of_the_others():
-    theirs = iter([torch.tensor(12.0), torch.tensor(3)])
-    got = masked_mean(
-        torch.zeros(1, 2),
-        torch.zeros(1, 2, dtype=torch.bool),
-        all_sum=lambda t: t + next(theirs),
-    )
-    assert got.item() == 4
-
-
 def test_half_precision_is_summed_in_fp32():
     # 4096 ones: bfloat16 stops counting at 256
     x = torch.ones(1, 4096, dtype=torch.bfloat16)

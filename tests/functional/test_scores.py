@@ -59,24 +59,6 @@ def test_moments_of_batches_are_those_of_all_scores(draw):
     assert moments.var == pytest.approx(scores.double().var(correction=0).item(), rel=1e-3)
 
 
-def test_moments_of_two_ranks_are_those_of_one(draw):
-    scores = draw(10)
-    mine, other = scores[:4], scores[4:]
-    mean = scores.mean()
-    theirs = iter(
-        [
-            *(other.sum(), torch.tensor(6)),  # the mean
-            *(other.sum(), torch.tensor(6)),  # the variance, which asks for the mean again
-            *(((other - mean) ** 2).sum(), torch.tensor(6)),
-            torch.tensor(6),
-        ]
-    )
-    got = RunningMoments().update(mine, all_sum=lambda t: t + next(theirs))
-    want = RunningMoments().update(scores)
-    assert got.count == 10
-    assert (got.mean, got.var) == pytest.approx((want.mean, want.var), abs=1e-6)
-
-
 def test_normalize_keeps_the_mean():
     # variance 4: halved, not centred
     moments = RunningMoments(count=10.0, mean=7.0, var=4.0)
