@@ -48,25 +48,23 @@ def test_a_demonstration_is_its_prompt_and_completion_as_the_sampler_sees_them(t
     assert encoded.ids == prompt + collate.encode_completion(tokenizer, "Yes 🦦.")
 
 
-def test_bos_comes_exactly_once_whatever_the_template_writes(tokenizer):
-    bos = tokenizer.bos_token_id
-    original = tokenizer.chat_template
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_chat_has_the_bos_that_its_template_writes_and_raw_text_has_one(tokenizer, count):
+    """As in transformers: an artifact is prompted by `apply_chat_template` as it was trained."""
+    bos, original = tokenizer.bos_token_id, tokenizer.chat_template
     try:
-        for template in (
-            original,
-            original.replace("{{ bos_token }}", ""),
-            "{{ bos_token }}" + original,
-        ):
-            tokenizer.chat_template = template
-            for ids in (
-                collate.encode_demonstration(tokenizer, CONVERSATION, 200).ids,
-                collate.encode_prompt(tokenizer, CONVERSATION[:-1]),
-            ):
-                assert ids[0] == bos
-                assert ids.count(bos) == 1
+        if count == 0:
+            tokenizer.chat_template = original.replace("{{ bos_token }}", "")
+        prompt = collate.encode_prompt(tokenizer, CONVERSATION[:-1])
+        for ids in (collate.encode_demonstration(tokenizer, CONVERSATION, 200).ids, prompt):
+            assert ids.count(bos) == count
+        rendered = tokenizer.apply_chat_template(
+            CONVERSATION[:-1], tokenize=False, add_generation_prompt=True
+        )
+        assert prompt == tokenizer.encode(rendered, add_special_tokens=False)
+        assert collate.encode_text(tokenizer, "hello", 50).ids.count(bos) == 1
     finally:
         tokenizer.chat_template = original
-    assert collate.encode_text(tokenizer, "hello", 50).ids.count(bos) == 1
 
 
 def test_what_chatml_puts_behind_eos_is_not_learnt():
