@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from rlhf_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+log = logging.getLogger("rlhf_lightning")
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 SPECIAL_TOKENS = (PAD, BEGIN, END, "<|system|>", "<|user|>", "<|assistant|>")
@@ -84,6 +87,12 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
     added = 0
     special = {role: getattr(tokenizer, role) for role in _COMPARED}
     if (end := turn_end(tokenizer.chat_template, special, _special_strings(tokenizer))) is not None:
+        if end != tokenizer.eos_token:
+            log.info(
+                "%s ends a response: the chat template writes it behind an answer, not %s",
+                end,
+                tokenizer.eos_token,
+            )
         tokenizer.eos_token = end
     if tokenizer.eos_token_id is None:
         added += tokenizer.add_special_tokens({"eos_token": END})

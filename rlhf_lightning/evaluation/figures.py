@@ -131,7 +131,7 @@ def win_rate_bars(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]]
 
 
 SHOWN_TOKENS = 128
-"""Tokens of a heat strip: a figure of 47 inches."""
+"""Tokens of a heat strip: a figure of 48 inches."""
 
 
 def heat_strip(tokens: Sequence[str], rows: Mapping[str, Sequence[float]]) -> Figure:

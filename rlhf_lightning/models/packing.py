@@ -37,7 +37,7 @@ def require_packable(model: PreTrainedModel, *, length: int, key: str) -> None:
 
 def _unfit(model: PreTrainedModel) -> str | None:
     """Why a mask and positions do not keep documents apart; None: they do."""
-    if getattr(_text_config(model.config), "alibi", False):
+    if getattr(model.config.get_text_config(), "alibi", False):
         return "its positions are distances in the row (ALiBi)"
     if not accepts(type(model), "position_ids"):
         return "it takes no position_ids"
@@ -46,7 +46,7 @@ def _unfit(model: PreTrainedModel) -> str | None:
 
 def beside_attention(model: PreTrainedModel) -> str | None:
     """What else than attention goes along a row, whatever the mask says, and has no keys and values; None: nothing."""
-    kinds = set(getattr(_text_config(model.config), "layer_types", None) or ()) - {
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - {
         "full_attention",
         *_WINDOWED,
     }
@@ -57,17 +57,12 @@ def beside_attention(model: PreTrainedModel) -> str | None:
     return None
 
 
-def _text_config(config: Any) -> Any:
-    """What is said of the language model, where there is more beside it (images)."""
-    return config.get_text_config()
-
-
 def attention_window(config: Any) -> int | None:
     """Tokens that the shortest-sighted layer sees, its own among them; None: all of them.
 
     A config may carry a window that its layers do not use.
     """
-    config = _text_config(config)
+    config = config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     if kinds is None:  # one kind of layer: then the window is used if there is one
         return getattr(config, "sliding_window", None)
