@@ -51,6 +51,8 @@ def test_a_pipeline_leaves_every_promised_metric_and_file(pipeline_outputs: Path
     assert (run / "evaluate" / "report.html").is_file()
     report = (run / "report.html").read_text()
     assert "model.name" in report  # the settings that differ from the default
+    did = "Pretraining, supervised fine-tuning, a reward model from ranked completions, PPO."
+    assert did in report
     assert "http://" not in report.replace("http://www.w3.org", "") and "<script src" not in report
 
 

@@ -13,7 +13,7 @@ from rlhf_lightning import compose
 from rlhf_lightning import plan as plan_module
 from rlhf_lightning.config import RootConfig
 from rlhf_lightning.config.reward_source import role_of
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.plan import Planner, StagePlan
 from rlhf_lightning.runs import Artifact, run_hash
 from tests.harness import json_lines, only, rlhf_here
@@ -340,6 +340,30 @@ def test_evaluation_needs_neither_gold_nor_a_learned_reward(
     names = {"ppo/reward_score", "ppo/known/rouge", "ppo/known/rouge_p_vs_sft", "ppo/kl_k1"}
     assert names <= metrics.keys()
     assert -0.5 <= metrics["ppo/known/rouge"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "where"),
+    [
+        ("evaluate.known.mine", "evaluate.known.mine of base: the score is nan"),
+        ("reward_source.parts.function", "evaluate.models.base: the score is nan"),
+    ],
+)
+def test_a_score_that_is_no_number_ends_an_evaluation_in_one_line(
+    tmp_path: Path, finished_pipeline: Path, key: str, where: str
+) -> None:
+    runs = {task: only(finished_pipeline / task) for task in ("sft", "ppo")}
+    with pytest.raises(RunFailed, match=f"^{where}$"):
+        rlhf_here(
+            f"outputs={tmp_path}",
+            "task=evaluate",
+            "logger=none",
+            *(f"evaluate.models.{task}={run / 'artifact'}" for task, run in runs.items()),
+            f"evaluate.models.base={runs['sft'] / 'artifact'}",
+            *WORDS,
+            f"{key}.target={MINE}.no_number",
+        )
+    assert not list(tmp_path.glob("evaluate/*/samples.jsonl"))
 
 
 @pytest.mark.slow

@@ -240,9 +240,8 @@ def load_adapter(model: PreTrainedModel, name: str, folder: Path) -> Tensor | No
     written = json.loads((folder / SETTINGS).read_text("utf-8"))
     settings = LoraConfig(**{k: v for k, v in written.items() if k in known and v is not None})
     settings.modules_to_save, settings.inference_mode = None, False
-    settings.lora_dropout = (
-        0.0  # of the run that trained it: it is frozen now, or PPO's, which has none
-    )
+    # that of the run that trained it: the adapter is frozen now, or PPO's, which has none
+    settings.lora_dropout = 0.0
     _inject(model, settings, name)
     tensors = load_file(folder / WEIGHTS)
     own = {n.removeprefix("base_model.model."): t for n, t in tensors.items()}

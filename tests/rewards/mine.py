@@ -13,6 +13,10 @@ def of_row(prompt: str, response: str, record: dict[str, Any]) -> float:
     return float(record["meta"]["row"])
 
 
+def no_number(prompt: str, response: str) -> float:
+    return float("nan")
+
+
 def one_text(response: str) -> float:
     return 0.0
 
