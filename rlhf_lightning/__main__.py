@@ -171,8 +171,7 @@ def _quoted(item: str) -> str:
     theirs = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if value in ("", "null") or theirs:
         return item
-    # OmegaConf would look for a key in ${...}; a backslash keeps it as it is, and one before it is one too
-    kept = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    kept = compose.escaped(value)
     # in Hydra's quotes a backslash counts only before a quote, and the closing one is one too
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', kept)
     tail = len(escaped) - len(escaped.rstrip("\\"))

@@ -6,6 +6,7 @@ Together with `__main__` and `pipeline` the only place where Hydra and OmegaConf
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import lru_cache
@@ -241,7 +242,20 @@ defaults:
 
 def saved_config(root: RootConfig) -> str:
     """The resolved config as a YAML file that `rlhf --config-dir DIR --config-name config` runs again."""
-    return SAVED_HEADER + OmegaConf.to_yaml(OmegaConf.create(asdict(root)))
+    return SAVED_HEADER + OmegaConf.to_yaml(OmegaConf.create(_escaped(asdict(root))))
+
+
+def escaped(text: str) -> str:
+    """The text for OmegaConf, which looks for a key in `${...}`: a backslash keeps that, one before it is doubled."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return escaped(value)
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_saved(path: Path) -> RootConfig:
@@ -271,7 +285,6 @@ def build(node: Mapping[str, Any], **kwargs: Any) -> Any:
 
     Raises: UserError if the target does not take them.
     """
-    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     keys = {key: value for key, value in node.items() if key not in kwargs}
@@ -279,7 +292,9 @@ def build(node: Mapping[str, Any], **kwargs: Any) -> Any:
         # what is passed on is never turned into a config: param groups and paths stay what they are
         call = instantiate({**keys, "_partial_": True, "_convert_": "all"})
         return call(**kwargs)
-    except (InstantiationException, TypeError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+    except UserError:
+        raise
+    except Exception as error:  # what other people's constructors raise is theirs to choose
+        reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
         given = sorted({*keys, *kwargs} - {"_target_"})
         raise UserError(f"{node.get('_target_')} cannot be built from {given}: {reason}") from error

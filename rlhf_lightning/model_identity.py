@@ -53,7 +53,7 @@ def _part_identity(part: RewardPartConfig, key: str) -> dict[str, Any]:
     own = {"kind", "weight", *OF_KIND[part.kind]} - {"batch_size", "trust_remote_code"}
     identity = {k: v for k, v in plain(part).items() if k in own}
     if part.kind == "function":
-        identity["args"] = {k: _file_identity(v) for k, v in identity["args"].items()}
+        identity["args"] = _with_files(identity["args"])
     if part.path is not None:
         require_local_folder(part.path, f"{key}.path")
         if Path(part.path).is_dir():
@@ -66,13 +66,24 @@ def _part_identity(part: RewardPartConfig, key: str) -> dict[str, Any]:
     return identity
 
 
-def _file_identity(value: Any) -> Any:
-    """An argument; where it names a file, the file's sha256 beside its name."""
-    try:
-        is_file = isinstance(value, str) and Path(value).is_file()
-    except OSError:  # a text too long for a name
+def _with_files(value: Any) -> Any:
+    """Arguments; where a text names a file or a folder, the sha256 beside its name."""
+    if isinstance(value, dict):
+        return {key: _with_files(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_files(item) for item in value]
+    if not isinstance(value, str) or not value:
         return value
-    return {"file": Path(value).name, "sha256": sha256_file(value)} if is_file else value
+    path = Path(value)
+    try:
+        if path.is_file():
+            return {"file": path.name, "sha256": sha256_file(path)}
+        # a word that happens to be a folder's name here is a word
+        if path.is_dir() and "/" in value:
+            return {"folder": path.name, "sha256": sha256_tree(path)}
+    except OSError:  # a text too long for a name
+        pass
+    return value
 
 
 def require_one_label(path: str, key: str) -> None:

@@ -61,6 +61,10 @@ def with_finished_parents(plan: StagePlan) -> StagePlan:
 def key_of(plan: StagePlan, role: str) -> str:
     """The setting that names a parent."""
     root: RootConfig = plan.root
+    if role.startswith("reward."):  # the members of an ensemble are named together
+        role = "reward"
+    if role == "comparisons":
+        return "reward_source.members"
     if plan.task == "evaluate":
         # null: the one that PPO was trained against
         ppos = role == "reward" and root.evaluate.reward is None and root.ppo.init.reward

@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from rlhf_lightning.config import ModelConfig, RewardPartConfig, RootConfig, process_count
+from rlhf_lightning.config import STAGES, ModelConfig, RewardPartConfig, RootConfig, process_count
 from rlhf_lightning.config.reward_source import role_of
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.model_identity import model_identity, parts_identity, require_local_folder
@@ -81,6 +81,8 @@ class Planner:
     def __init__(
         self, root: RootConfig, data_identity: Mapping[str, Any], folder: Path | None = None
     ) -> None:
+        if root.reward.model == root.model:  # the same models need no runs of their own
+            root = replace(root, reward=replace(root.reward, model=None))
         self.root, self.data_identity = root, dict(data_identity)
         self.folder = folder
         """Where all stages of a pipeline lie, if the user said so."""
@@ -291,7 +293,12 @@ class Planner:
             "world_size": process_count(root.trainer),
             "parents": {role: parent_hash(parent) for role, parent in sorted(parents.items())},
         }
-        if task in ("reward", "evaluate"):  # these choose their prompts by PPO's limit
+        if task in STAGES and (
+            callbacks := _switched_on(root.callbacks)
+        ):  # one may end the training
+            identity["callbacks"] = callbacks
+        sampled = task == "reward" and root.reward.completions == "policy"
+        if task == "evaluate" or sampled:  # these choose their prompts by PPO's limit
             identity["max_prompt_tokens"] = root.ppo.max_prompt_tokens
         if task in ("ppo", "evaluate"):
             if root.reward.model is not None and isinstance(parents.get("reward"), Artifact):
@@ -301,6 +308,11 @@ class Planner:
             if parts != {"learned": RewardPartConfig(kind="learned")}:  # then the parent says it
                 identity["reward_source"] = parts_identity(parts, "reward_source.parts")
         return identity | ({"round": round_} if round_ > 1 else {})
+
+
+def _switched_on(nodes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The nodes of a group that are not switched off."""
+    return {name: node for name, node in (nodes or {}).items() if node is not None}
 
 
 def require_model_folder(model: ModelConfig, key: str) -> None:

@@ -27,7 +27,6 @@ class Parameter:
 
     default: Any = UNKNOWN
     annotation: str = ""
-    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,10 @@ def _child(file: Path, name: str) -> Path | None:
 def _tree(file: Path) -> ast.Module:
     if not file.exists():
         return ast.Module(body=[], type_ignores=[])
-    return ast.parse(file.read_text(encoding="utf-8"))
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise LookupError(f"{file}: {error}") from error
 
 
 def _in_module(name: str, file: Path, module: str, depth: int) -> _Place | None:
@@ -210,9 +212,7 @@ def _fields(node: ast.ClassDef) -> dict[str, Parameter]:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             annotation = ast.unparse(item.annotation)
             if "ClassVar" not in annotation:
-                found[item.target.id] = Parameter(
-                    _literal(item.value), annotation, item.value is None
-                )
+                found[item.target.id] = Parameter(_literal(item.value), annotation)
     return found
 
 
@@ -227,11 +227,7 @@ def _of_function(node: ast.FunctionDef, *, method: bool) -> Signature:
         *zip(args.kwonlyargs, args.kw_defaults, strict=True),
     ]
     parameters = {
-        arg.arg: Parameter(
-            _literal(default),
-            ast.unparse(arg.annotation) if arg.annotation else "",
-            default is None,
-        )
+        arg.arg: Parameter(_literal(default), ast.unparse(arg.annotation) if arg.annotation else "")
         for arg, default in pairs
     }
     return Signature(parameters, args.kwarg is not None)
@@ -255,6 +251,8 @@ def _class_constant(node: ast.ClassDef, name: str) -> Any:
 def _imported(target: str) -> Signature:
     """The signature of a target whose source could not be followed."""
     module, _, name = target.rpartition(".")
+    if not module:
+        raise LookupError(f"{target}: not in a module")
     try:
         obj = getattr(importlib.import_module(module), name)
         found = inspect.signature(obj).parameters.values()
@@ -264,9 +262,7 @@ def _imported(target: str) -> Signature:
         return Signature(open=True)
     return Signature(
         {
-            p.name: Parameter(
-                UNKNOWN if p.default is p.empty else p.default, "", p.default is p.empty
-            )
+            p.name: Parameter(UNKNOWN if p.default is p.empty else p.default)
             for p in found
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         },

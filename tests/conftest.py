@@ -1,5 +1,7 @@
 """Shape types are checked in tests only: hook the functions before anything imports them."""
 
+import os
+
 from jaxtyping import install_import_hook
 
 # the numeric tower: an int is a float to Python's typing rules, and so to a caller
@@ -7,6 +9,8 @@ install_import_hook(
     "rlhf_lightning.functional",
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+# as the processes that tests start: numbers depend on it, and OpenMP reads it once
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402

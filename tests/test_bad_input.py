@@ -92,6 +92,26 @@ def test_checkpoints_are_not_lightnings(tmp_path: Path) -> None:
     assert line.startswith("callbacks.mine._target_ must not write checkpoints: use <stage>.check")
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "pretrain.optimizer.eps=-1",
+            "pretrain.optimizer: torch.optim.AdamW cannot be built from ",
+        ),
+        (
+            "+callbacks.mine._target_=lightning.pytorch.callbacks.EarlyStopping",
+            "callbacks.mine: lightning.pytorch.callbacks.EarlyStopping cannot be built from []: ",
+        ),
+    ],
+)
+def test_what_a_class_does_not_take_is_told_before_any_work(
+    tmp_path: Path, override: str, expected: str
+) -> None:
+    line = refused(tmp_path, "task=pretrain", override)
+    assert line.startswith(expected) and ("epsilon" in line or "monitor" in line)
+
+
 @pytest.mark.parametrize("key", ["run_dir", "outputs"])
 def test_a_directory_that_cannot_be_written(tmp_path: Path, key: str) -> None:
     (tmp_path / "file").write_text("")

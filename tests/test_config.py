@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from rlhf_lightning import compose
@@ -166,6 +168,7 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
         (["ppo.max_response_tokens=100", "ppo.max_prompt_tokens=96", "model.context_length=128"], "must be <= model.context_length=128, got 196"),
         (["mix.sources.mine.limit=3"], "mix.sources.mine must have one of path, hub and target, got none"),
         (["mix.sources.world.path=x"], "mix.sources.world must have one of path, hub and target, got path and target"),
+        (["+callbacks.x._target_=EarlyStopping"], "callbacks.x._target_ must be the import path of a class"),
         # not this node's business
         (["+trainer.max_steps=5"], "trainer.max_steps must not be set here, got 5: ppo.iterations"),
         (["+trainer.gradient_clip_val=1"], "use <stage>.grad_clip"),
@@ -218,6 +221,9 @@ def test_a_saved_config_loads_as_the_same_tree(tmp_path: Path) -> None:
     root = checked("ppo=instructgpt", "model@reward.model=small", "mix.sources.mine.path=a.jsonl")
     (tmp_path / "config.yaml").write_text(compose.saved_config(root))
     assert compose.load_saved(tmp_path / "config.yaml") == root
+    odd = replace(root, prompt="pay ${amount} or \\${that} in ${")
+    (tmp_path / "config.yaml").write_text(compose.saved_config(odd))
+    assert compose.load_saved(tmp_path / "config.yaml") == odd
     with pytest.raises(UserError, match=r"ppo\.kl_coeff"):
         (tmp_path / "config.yaml").write_text(
             compose.saved_config(root).replace("kl_coef", "kl_coeff")
@@ -231,6 +237,12 @@ def test_build_calls_the_target_and_passes_objects_through() -> None:
     assert compose.build(node, a=marker) == {"a": marker, "b": {"c": [2]}}
     with pytest.raises(UserError, match=r"cannot be built from \['nope'\]"):
         compose.build({"_target_": "collections.Counter.fromkeys", "nope": 1})
+    with pytest.raises(
+        UserError, match=r"built from \['eps', 'params'\]: Invalid epsilon value: -1"
+    ):
+        compose.build(
+            {"_target_": "torch.optim.AdamW", "eps": -1}, params=[torch.nn.Parameter(torch.ones(1))]
+        )
 
 
 def test_a_tree_without_the_schema_is_refused() -> None:

@@ -25,8 +25,8 @@ OURS = {
     "rewards": CORE | {"batches", "data.encode", "models", "processes"},
     "stages": CORE | {"functional", "batches", "models", "processes", "rewards", "callbacks.log"},
     "strategies": CORE | {"models", "processes"},
-    "evaluation": CORE | {"runs.curves"},
-    "callbacks": CORE | {"evaluation", "processes", "runs.curves"},
+    "evaluation": CORE | {"runs.curves", "runs.files"},
+    "callbacks": CORE | {"evaluation", "processes", "runs.curves", "runs.files"},
     "callbacks/pruning.py": {
         "runs",
         "sweeps",

@@ -227,10 +227,11 @@ def test_a_stage_without_its_parents_names_the_command(tmp_path: Path) -> None:
     "overrides",
     [
         ["task=reward", "model@reward.model=nano"],
+        ["task=reward", "model=nano", "model@reward.model=nano"],
         ["task=evaluate", "pipeline.rounds=2", "reward_source=ensemble"],
         ["pipeline.only=round-1/ppo"],
     ],
-    ids=["another size", "a later round", "a part of the chain"],
+    ids=["another size", "the same size", "a later round", "a part of the chain"],
 )
 def test_each_command_that_is_named_makes_the_run_that_is_missing(
     overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

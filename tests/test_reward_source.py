@@ -175,6 +175,13 @@ def test_files_and_folders_of_parts_count_by_their_content(tmp_path: Path) -> No
     assert first == moved
     (tmp_path / "b" / "lexicon.txt").write_text("good\t2.0\n")
     assert hash_of(*function, f"{path}={tmp_path / 'b'}/lexicon.txt") != first
+    places = (
+        f"reward_source.parts.function.args.places=[{tmp_path}/a,{{of: {tmp_path}/b/lexicon.txt}}]"
+    )
+    open_to_all = [WORDS[0], f"reward_source.parts.function.target={MINE}.Anything", places]
+    several = hash_of(*open_to_all)
+    (tmp_path / "a" / "lexicon.txt").write_text("good\t2.1\n")
+    assert hash_of(*open_to_all) != several
 
     folder = saved(tmp_path / "model", llama(), their_tokenizer())
     model = ["reward_source=model", f"reward_source.parts.model.path={folder}"]

@@ -140,7 +140,7 @@ def test_a_head_of_zeros_begins_with_equal_scores(trained: Path) -> None:
 def test_the_length_baseline_leaves_out_what_did_not_fit(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())["metrics"]
     rows = json_lines(trained / "data/comparisons_validation.jsonl")
-    assert "completions too long to be scored" in (trained / "log.txt").read_text()
+    assert "completions of validation too long to be scored" in (trained / "log.txt").read_text()
     # of three completions the long one does not fit: one pair is left, and the shorter one wins it
     assert metrics["reward/pairs"] == len(rows)
     assert metrics["reward/length_baseline_accuracy"] == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
 from rlhf_lightning.runs.curves import read_rows
+from rlhf_lightning.runs.files import write_text
 
 
 class MetricsCSV(Logger):
@@ -79,10 +79,8 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         assert self._columns is not None
-        temporary = self.path.with_suffix(".part")
         header = {name: name for name in self._columns}
-        temporary.write_text(_lines([header, *rows], self._columns), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, _lines([header, *rows], self._columns))
 
 
 def _lines(rows: list[dict[str, str]], columns: list[str]) -> str:

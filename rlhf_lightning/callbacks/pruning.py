@@ -77,7 +77,7 @@ class Pruning(pl.Callback):
         return f"{pruner.name}: {pruner.metric} is {value:.4g} at step {before + step}"
 
     def _last(self) -> dict[str, float]:
-        """The newest values, under the prefix of the stage."""
+        """The newest value of every curve, under the curve's name."""
         curves = read_metrics(self.run.metrics_csv)
         return {name: points[-1][1] for name, points in curves.items() if points}
 

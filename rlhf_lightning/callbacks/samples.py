@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from rlhf_lightning.callbacks.showing import show_figure, show_table, shows_figures
+from rlhf_lightning.runs.files import write_text
 
 COLUMNS = ("prompt", "response", "score", "gold", "kl_k1")
 TOKEN_ROWS = ("kl_k1", "value", "advantage")
@@ -59,9 +59,7 @@ class SampleTables(pl.Callback):
         # not splitlines(): a response may hold other marks that it would break at
         lines = text.split("\n")[:-1]
         kept = [f"{line}\n" for line in lines if json.loads(line)["step"] <= step]
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(kept))
 
     def _append(self, rows: list[dict[str, Any]], step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

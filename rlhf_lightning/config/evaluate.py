@@ -36,7 +36,8 @@ class EvaluateConfig:
     max_response_tokens: int = 36
     """Tokens of a response, EOS included; nano, as ppo.max_response_tokens."""
     temperature: float = 1.0
-    """Divides the logits in sampling, and in the log-probabilities of KL. 1: the policy itself, as PPO trains it."""
+    """Divides the logits in sampling, and in the log-probabilities of KL. 1: the policy itself; else what
+    ppo.temperature was."""
 
     def __post_init__(self) -> None:
         self.models = {name: model for name, model in self.models.items() if model != SKIP}

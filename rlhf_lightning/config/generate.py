@@ -36,7 +36,8 @@ class GenerateConfig:
     """A longer prompt is left out and counted, never cut; null: what model.context_length leaves beside
     max_response_tokens."""
     temperature: float = 1.0
-    """Softmax temperature; 0: always the likeliest token (greedy). Default: the policy as it was trained."""
+    """Softmax temperature; 0: always the likeliest token (greedy). Default: the policy itself;
+    else what ppo.temperature was."""
     batch_size: int = 64
     """Responses sampled at once; size. Which response comes out does not depend on it (but for rounding)."""
     overwrite: bool = False

@@ -65,10 +65,11 @@ class PPOConfig:
     """Where V comes from. separate: a model of its own, started from the reward model [I]; adapter: an adapter and a
     head on the policy's backbone, started from the reward model's where it has the same backbone (needs ppo.lora);
     shared: a head on the policy's own hidden states, which starts at 0; auto: adapter with LoRA, else separate.
-    Nothing reads it with rloo."""
+    Not with rloo, which has no V."""
     advantage: str = "gae"
     """gae: from the value model [I]; rloo: reward minus the mean reward of the prompt's other samples, no value model
-    (Ahmadian et al. 2024, arXiv:2402.14740); gamma, gae_lambda and value_* then have no effect."""
+    (Ahmadian et al. 2024, arXiv:2402.14740): gamma, gae_lambda, value_coef and value_clip_range then have no effect;
+    value, value_lr and critic_warmup_iterations are refused."""
     samples_per_prompt: int = 1
     """Responses to each prompt of an iteration; rloo needs 2 or more. 1 in [I]."""
     share_prompt: bool = False

@@ -16,7 +16,7 @@ class ScheduleConfig:
     warmup_fraction: float = 0.0
     """Share of all steps that warm up; the presets of SFT, pretraining and reward model have 0.05."""
     final_fraction: float = 0.1
-    """Last learning rate as a share of the first. 0.1 is [I]'s; it must be 1 with `constant`."""
+    """The rate that a step after the last would have, as a share of the highest. 0.1 is [I]'s; 1 with `constant`."""
 
     def __post_init__(self) -> None:
         require(
@@ -58,4 +58,5 @@ class PPOInitConfig(InitConfig):
     """What PPO's models start from."""
 
     reward: str | None = None
-    """The reward model, given as `policy` is; the value model starts from it too."""
+    """The reward model: run directory, artifact or Hugging Face folder; null: the reward stage's run. The value model
+    starts from it too."""

@@ -9,7 +9,10 @@ from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.errors import UserError
 
 _WAYS_ROUND = {
-    ("pretrain", "text"): "; sft.init.policy=none, a run or model.path=... needs no pretraining",
+    (
+        "pretrain",
+        "text",
+    ): "; none is needed by sft.init.policy=none, a run or model=hf model.path=...",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,24 +36,34 @@ def first_prompts(
     split: str,
     count: int,
     max_prompt_tokens: int,
+    say: Callable[[str], None],
     start: int = 0,
 ) -> list[Prompt]:
     """The first `count` prompts from `start` on that fit (or are cut), each once; fewer if a finite source ends before.
 
+    What was left out or cut on the way is said.
     Raises: UserError if there are none, or far too many in a row are too long.
     """
     size = mixture.size("prompt", split)
     stop = start + (_TRIES * count if size is None else size)
     found: list[Prompt] = []
+    too_long: set[int] = set()
     while len(found) < count and start < stop:
         indices = range(start, min(start + max(count - len(found), 16), stop))
         prompts = _prompts(mixture, tokenizer, split, indices)
+        too_long |= {p.index for p in prompts if len(p.ids) > max_prompt_tokens}
         prompts, _ = _cut(mixture, tokenizer, prompts, max_prompt_tokens)
         found += [p for p in prompts if len(p.ids) <= max_prompt_tokens]
         start = indices.stop
     if not found:
         raise _no_prompt_fits(max_prompt_tokens, split)
-    return found[:count]
+    found = found[:count]
+    cut = len(too_long & {p.index for p in found})
+    left_out = sum(len(found) < count or i < found[-1].index for i in too_long) - cut
+    for number, what in ((left_out, "left out"), (cut, "cut")):
+        if number:
+            say(f"{number} {split} prompts {what}: more than {max_prompt_tokens} tokens")
+    return found
 
 
 def fitting_prompts(

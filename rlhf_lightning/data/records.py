@@ -60,6 +60,7 @@ def validate(
         raise UserError(f"{where}: must be a {kind} like the records before it, got a {found}")
     if "meta" in record and not isinstance(record["meta"], dict):
         raise UserError(f"{where}: meta must be an object, got {record['meta']!r:.60}")
+    _all_unicode(record.get("meta"), f"{where}: meta")
     if kind == "text":
         _text(record["text"], f"{where}: text")
     elif kind == "demonstration":
@@ -157,6 +158,18 @@ def _unicode(value: str, where: str) -> None:
         value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, as a broken \ud83d escape leaves it
         raise UserError(f"{where} must be valid Unicode, got {value!r:.60}") from None
+
+
+def _all_unicode(value: object, where: str) -> None:
+    if isinstance(value, str):
+        _unicode(value, where)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _unicode(str(key), where)
+            _all_unicode(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            _all_unicode(item, where)
 
 
 def _messages(value: object, where: str) -> list[Message]:

@@ -69,10 +69,15 @@ class Reordered(LazyRecords):
         return self.records[self.order[index]]
 
 
+def part_of(path: Path) -> Path:
+    """The name under which `store` writes what becomes `path`."""
+    return path.with_name(f".{path.name}.part")
+
+
 def store(path: Path, records: Iterable[dict[str, Any]]) -> StoredRecords:
     """Write all records under a temporary name, then rename; a kill leaves no part of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     with part.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

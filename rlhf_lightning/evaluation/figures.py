@@ -72,19 +72,18 @@ def learning_curves(
 def score_over_kl(
     curves: Curves,
     *,
-    sqrt: bool = False,
     kl: str = "val/kl_k1",
     score: str = "val/score",
     gold: str = "val/gold_score",
 ) -> Figure | None:
-    """Reward-model score (left) and gold score (right) against KL (or √KL) over a run; None without data."""
+    """Reward-model score (left) and gold score (right) against KL over a run; None without data."""
     points = _joined(curves, kl, score, gold)
     if not points:
         return None
     figure = new_figure(9.6, 3.8)
     left = axes(figure, 1, 1, 1)
     right = left.twinx()
-    x = [math.sqrt(max(p[0], 0.0)) if sqrt else p[0] for p in points]
+    x = [p[0] for p in points]
     for ax, column, colour, name in (
         (left, 1, BLUE, "score of the reward model"),
         (right, 2, VERMILLION, "gold score"),
@@ -95,9 +94,7 @@ def score_over_kl(
         ax.tick_params(axis="y", labelcolor=colour, labelsize=9, length=0)
         ax.spines[["top", "left", "right"]].set_visible(False)
     right.spines["bottom"].set_visible(False)
-    left.set_xlabel(
-        "√KL to the reference (k1, √nats)" if sqrt else "KL to the reference (k1, nats)"
-    )
+    left.set_xlabel("KL to the reference (k1, nats)")
     return figure
 
 

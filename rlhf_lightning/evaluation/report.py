@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.evaluation.page import inline, render_page
 from rlhf_lightning.evaluation.samples import ModelSamples
+from rlhf_lightning.runs.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,8 +32,6 @@ class StageRow:
     """Documents, demonstrations, comparisons or episodes."""
     tokens: int | None = None
     duration_s: float | None = None
-    status: str = "finished"
-    """finished | reused | ..."""
 
 
 @dataclass
@@ -87,9 +85,7 @@ def write_report(path: Path | str, data: ReportData) -> Path:
     """Write the page, which needs no other file and no network."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(render_report(data), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, render_report(data))
     return path
 
 
@@ -181,8 +177,8 @@ def _known_cell(data: ReportData, key: str) -> dict[str, float | None]:
 REWARD_ROWS = {
     "reward/pairwise_accuracy": "Agrees with the labelers on held-out pairs",
     "labelers/agreement": "Two labelers agree with each other",
-    "reward/gold_accuracy": "Agrees with the gold order (gold ties left out)",
-    "reward/length_baseline_accuracy": "“The longer one wins”, on the same pairs",
+    "reward/gold_accuracy": "Agrees with the gold order on held-out pairs of both splits (gold ties left out)",
+    "reward/length_baseline_accuracy": "“The longer one wins”, on the pairs of the first row",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf_lightning.functional._checks import at_least_float32, require_same_shape
@@ -24,19 +24,6 @@ def explained_variance(
     of_returns = masked_var(returns, mask)
     share = 1 - masked_var(returns - values, mask) / of_returns
     return torch.where(of_returns > 0, share, torch.full_like(share, torch.nan))
-
-
-def pair_accuracy(
-    scores: Float[Tensor, " completion"], pairs: Int[Tensor, "pair 2"]
-) -> Float[Tensor, ""]:
-    """Share of (winner, loser) pairs with s_w > s_l.
-
-    Equal scores count ½, so that a constant model has 0.5.
-    Raises: ValueError if there is no pair.
-    """
-    _require_some("pairs", pairs)
-    winners, losers = pairs.long().unbind(1)
-    return _outcomes(scores[winners], scores[losers]).mean()
 
 
 def expected_calibration_error(

@@ -84,7 +84,8 @@ def claim(
         yield run
         run.end(None, stop)
     except BaseException as error:
-        if new and isinstance(error, UserError) and not _has_work(run.path):
+        mine = new and isinstance(error, UserError) and lease.is_held()
+        if mine and not _has_work(run.path):
             _empty(run.path)
         else:
             run.end(error, stop)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
 from flufl.lock import AlreadyLockedError, Lock, LockState, NotLockedError, TimeOutError
@@ -68,11 +67,6 @@ def _randomness_of_its_own() -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
-
-
-def read_owner(folder: Path) -> dict[str, Any]:
-    """`owner.json` of a lease folder if a lock is there, alive or not; {} otherwise."""
-    return read_json(folder / "owner.json") if (folder / "lock").exists() else {}
 
 
 def is_held(folder: Path) -> bool:
@@ -157,8 +151,9 @@ class Lease:
         """Whether the lock there has expired, or its process is known to be dead."""
         try:
             claim = self._file.read_text(encoding="utf-8")
-            # flufl.lock's times are naive and local; a sixth is for clocks that differ between hosts
-            expired = self._lock.expiration + self._lifetime / 6 < datetime.now()  # noqa: DTZ005
+            # flufl.lock keeps the expiry as the file's time; a sixth is for clocks that differ between hosts
+            grace = self._lifetime.total_seconds() / 6
+            expired = self._file.stat().st_mtime + grace < time.time()
         except OSError:
             return False
         if expired:

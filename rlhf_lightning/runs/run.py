@@ -115,7 +115,9 @@ class Run:
         before = read_json(self.metrics_json)
         self.continued = is_run(self.path)
         for leftover in self.path.iterdir():  # what a kill cut short
-            if is_temporary(leftover) and leftover.is_file():
+            if is_temporary(leftover) and leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            elif is_temporary(leftover):
                 leftover.unlink()
         recover_artifact(self.artifact)
         record = {

@@ -1,6 +1,6 @@
 """Step 2: the reward model, trained on all pairs of a prompt at once.
 
-loss = −(1/|P|) Σ_{(w,l)∈P} log σ(s_w − s_l), averaged over prompts; one forward pass a completion.
+loss = −(1/|P|) Σ_{(w,l)∈P} log σ(s_w − s_l), averaged over prompts.
 Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1 (K = 4..9; K = 2 is Bradley-Terry).
 """
 
@@ -152,6 +152,6 @@ class RewardModule(LightningModule):
 
 
 def _right(scores: Tensor, batch: ComparisonBatch) -> Tensor:
-    """Pairs that the scores order as the labelers did; equal scores count ½, as in `pair_accuracy`."""
+    """Pairs that the scores order as the labelers did; equal scores count ½: a constant model has 0.5."""
     winner, loser = scores[batch.pairs[:, 0]], scores[batch.pairs[:, 1]]
     return (winner > loser).sum() + 0.5 * (winner == loser).sum()

@@ -79,6 +79,7 @@ def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
         split=split,
         count=count,
         max_prompt_tokens=job.root.ppo.max_prompt_tokens,
+        say=job.say,
         start=start,
     )
     model = _loaded_as(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,8 +20,14 @@ from rlhf_lightning.evaluation.data_report import DataReport, Part, finite, rend
 from rlhf_lightning.evaluation.data_report_console import tables
 from rlhf_lightning.plan import StagePlan
 from rlhf_lightning.runs import Stop
-from rlhf_lightning.runs.files import git_commit, own_directory, write_json, write_text
-from rlhf_lightning.runs.search import is_run
+from rlhf_lightning.runs.files import (
+    git_commit,
+    is_temporary,
+    own_directory,
+    read_json,
+    write_json,
+    write_text,
+)
 from rlhf_lightning.tasks.data_rows import Limits, shown_rows
 from rlhf_lightning.tasks.data_survey import Survey
 from rlhf_lightning.tasks.generate_output import require_writable
@@ -38,8 +45,8 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
     Raises: UserError, Interrupted.
     """
     root, folder = plan.root, plan.path
-    if is_run(folder):
-        raise UserError(f"run_dir must not be a run of another task, got {str(folder)!r}")
+    if root.run_dir:
+        _require_own(folder)
     require_writable(folder, "run_dir" if root.run_dir else "outputs")
     tokenizer = own_tokenizer(root.model, mixture)
     try:
@@ -63,7 +70,7 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
         provenance=_provenance(root, mixture, tokenizer),
     )
     with own_directory(folder):
-        write_json(folder / "data.json", report.summary())
+        write_json(folder / "data.json", {"task": "data", **report.summary()})
         write_text(folder / "report.html", render(report))
     console = Console(highlight=False)
     if not console.is_terminal:  # a file or a pipe breaks no lines
@@ -72,6 +79,18 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
         console.print(table)
     console.print(f"data: {folder / 'report.html'}", soft_wrap=True, markup=False)
     return {"data/records": float(sum(part.read for part in parts))}
+
+
+def _require_own(folder: Path) -> None:
+    """Raises: UserError if the folder holds anything but an earlier page."""
+    items = folder.iterdir() if folder.is_dir() else ()
+    names = {item.name for item in items if not is_temporary(item)}
+    if names - {"data.json", "report.html"} or (
+        names and read_json(folder / "data.json").get("task") != "data"
+    ):
+        raise UserError(
+            f"run_dir must be empty or hold a page of task=data, got {str(folder)!r}, which holds something else"
+        )
 
 
 def survey(
@@ -117,18 +136,13 @@ def _part(
     overlap: int | None,
 ) -> Part:
     name, kind, split = key
-    having = {n: size for (n, k, s), size in sizes.items() if (k, s) == (kind, split)}
-    shares = {n: root.mix.weights.get(n, 1.0) for n in having}
-    if split != "train":  # a finite source is asked once
-        shares = {n: shares[n] if size is None else size for n, size in having.items()}
-    total = sum(shares.values())
     return Part(
         source=name,
         kind=kind,
         split=split,
         read=found.read,
         size=sizes[key],
-        mix_share=shares[name] / total if total else None,
+        mix_share=_share(root.mix.weights, sizes, key),
         lengths=found.lengths,
         limits=limits_of(root)[kind],
         duplicates=found.duplicates,
@@ -136,6 +150,23 @@ def _part(
         prompts_in_train=overlap,
         comparisons=found.comparisons,
     )
+
+
+def _share(
+    weights: Mapping[str, float],
+    sizes: Mapping[tuple[str, str, str], int | None],
+    key: tuple[str, str, str],
+) -> float | None:
+    """How much of its kind a split draws from a source; None where finite sources end before endless ones."""
+    name, kind, split = key
+    parts = {n: weights.get(n, 1.0) for n, k, s in sizes if (k, s) == (kind, split)}
+    counts = {n: sizes[n, kind, split] for n, weight in parts.items() if weight > 0}
+    if split != "train" and any(size is not None for size in counts.values()):
+        if None in counts.values():
+            return None
+        parts = {n: counts.get(n) or 0 for n in parts}  # each record once
+    total = sum(parts.values())
+    return parts[name] / total if total else None
 
 
 def limits_of(root: RootConfig) -> Limits:

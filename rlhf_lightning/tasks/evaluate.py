@@ -63,6 +63,7 @@ def run(job: Job) -> dict[str, float]:
         split="test",
         count=hp.prompts,
         max_prompt_tokens=job.root.ppo.max_prompt_tokens,
+        say=job.say,
     )
     judges = _judges(job, tokenizer)
     reference = _load(job, hp.reference, tokenizer)

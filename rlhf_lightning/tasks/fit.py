@@ -113,13 +113,11 @@ def _checkpoint(job: Job) -> Path | None:
 
 
 def _callbacks(job: Job, checkpoint_every: int) -> list[Any]:
-    nodes = (job.root.callbacks or {}).values()
-    configured = [job.build(node) for node in nodes if node is not None]  # null switches one off
     bar = (job.root.trainer or {}).get("enable_progress_bar", True)
     return [
         *([StageProgress(job.task)] if bar else []),
         SampleTables(job.run.path / "samples.jsonl", figures=HEAT_STRIPS),
-        *configured,
+        *job.callbacks,
         *pruning(job.run, job.round),
         # last, so that the states of the others are those after the step; a process whose run another one took over
         # ends before it writes

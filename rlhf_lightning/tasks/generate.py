@@ -102,7 +102,9 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
             printed(rows, scored=speaker.reward is not None)
         else:
             with counted("generate", counts.prompts * root.generate.samples) as advance:
-                written(Path(root.output), _watched(rows, advance))
+                written(
+                    Path(root.output), _watched(rows, advance), overwrite=root.generate.overwrite
+                )
     except Interrupted as error:
         raise Interrupted(error.signum, "nothing was written") from None
     if is_first():

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from rlhf_lightning.data.stored import store
+from rlhf_lightning.data.stored import part_of, store
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.runs.files import own_directory
+from rlhf_lightning.runs.files import own_directory, temporary_name
 
 Row = dict[str, Any]
 
@@ -41,14 +41,27 @@ def require_writable(folder: Path, key: str) -> None:
         raise UserError(f"{key} must be a place that can be written, got {str(folder)!r}")
 
 
-def written(path: Path, rows: Iterable[Row]) -> int:
-    """Write all rows under a temporary name, then rename; what fails on the way leaves nothing. Returns how many."""
-    part = path.with_name(f".{path.name}.part")  # the name that `store` writes under
+def written(path: Path, rows: Iterable[Row], *, overwrite: bool) -> int:
+    """Write all rows under a name of this process's own, then rename; what fails leaves nothing. Returns how many.
+
+    Raises: UserError if another file has appeared at `path` and must stay: it names where the rows are.
+    """
+    own = temporary_name(path)  # two commands may have one output
     with own_directory(path.parent):
         try:
-            return len(store(path, rows))
+            count = len(store(own, rows))
+            if path.exists() and not overwrite:
+                beside = path.with_name(f"{path.stem}-{own.name.split('.')[-2]}{path.suffix}")
+                os.replace(own, beside)
+                raise UserError(
+                    f"output must be a new file, got {str(path)!r}, which another command has written meanwhile:"
+                    f" the {count} rows are in {str(beside)!r}"
+                )
+            os.replace(own, path)
         finally:
-            part.unlink(missing_ok=True)
+            own.unlink(missing_ok=True)
+            part_of(own).unlink(missing_ok=True)
+    return count
 
 
 def printed(rows: Iterable[Row], *, scored: bool, console: Console | None = None) -> int:

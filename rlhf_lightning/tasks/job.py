@@ -83,6 +83,30 @@ class Job:
                 ) from error
         return made
 
+    @cached_property
+    def callbacks(self) -> list[Any]:
+        """The configured callbacks, made once a run; one that is null is switched off.
+
+        Raises: UserError if one does not take its arguments.
+        """
+        nodes = (self.root.callbacks or {}).items()
+        return [self._made(f"callbacks.{n}", node) for n, node in nodes if node is not None]
+
+    def require_buildable(self) -> None:
+        """Make what the config names for training, before anything is loaded or sampled.
+
+        Raises: UserError if a callback or the optimizer does not take its arguments.
+        """
+        _ = self.callbacks
+        node = getattr(self.root, self.task).optimizer
+        self._made(f"{self.task}.optimizer", node, params=[torch.nn.Parameter(torch.zeros(1))])
+
+    def _made(self, key: str, node: Mapping[str, Any], **kwargs: Any) -> Any:
+        try:
+            return self.build(node, **kwargs)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+
     def optimizer(
         self, node: Mapping[str, Any]
     ) -> Callable[[Iterable[Any]], torch.optim.Optimizer]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rlhf_lightning.callbacks.log import closing, log_hparams
-from rlhf_lightning.config import RootConfig
+from rlhf_lightning.config import STAGES, RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.runs import Artifact, Run, Stop
 from rlhf_lightning.tasks.job import Job
@@ -43,6 +43,8 @@ def perform(
     start = time.monotonic()
     module = importlib.import_module(f"rlhf_lightning.tasks.{TASK_MODULES[task]}")
     job: Job = Job(task, round_, root, run, parents, mixture, stop, build)
+    if task in STAGES:
+        job.require_buildable()
     job.seed_everything()
     with closing(job.loggers):
         metrics: dict[str, float] = module.run(job)

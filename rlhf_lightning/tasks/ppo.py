@@ -53,6 +53,7 @@ def run(job: Job) -> dict[str, float]:
         split="validation",
         count=hp.eval_prompts,
         max_prompt_tokens=hp.max_prompt_tokens,
+        say=job.say,
     )
     chunks = [
         fixed[i : i + hp.rollout_batch_size] for i in range(0, len(fixed), hp.rollout_batch_size)

@@ -46,10 +46,12 @@ def scored(
         placed(model, device)
     length = job.root.model.context_length
     if job.mixture.over_long == "cut":  # as in training
-        records, _ = cut_comparisons(records, tokenizer, length)
+        records, cut = cut_comparisons(records, tokenizer, length)
+        if cut:
+            job.say(f"{cut} comparisons of {what} cut to be scored")
     items, too_long = fitting_comparisons(records, tokenizer, length, keep_tied=True)
     if too_long:
-        job.say(f"{too_long} completions too long to be scored")
+        job.say(f"{too_long} completions of {what} too long to be scored")
     found: list[Judged] = []
     at_once = hp.micro_batch_size * world_size()
     with counted(f"reward: scores of {what}", len(items)) as done:
@@ -74,7 +76,8 @@ def accuracies(
 ) -> dict[str, float]:
     """Accuracies on held-out prompts: validation is labeled by training's labelers, test by held-out ones.
 
-    Names without a suffix are the validation split's, those with `/test` the test split's.
+    Names without a suffix are the validation split's, those with `/test` the test split's; `reward/gold_accuracy` and
+    `reward/score_std` are of both together.
     """
     validation = scored(job, model, tokenizer, held_out["validation"], what="validation")
     test = scored(job, model, tokenizer, held_out["test"], what="test")

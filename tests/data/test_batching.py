@@ -141,20 +141,26 @@ def test_prompts_that_never_fit_are_refused(tokenizer):
         next(iter(batching.prompt_batches(mixture(long_every=1), tokenizer, hp=ppo())))
     with pytest.raises(UserError, match=r"ppo.max_prompt_tokens must be enough .* got 96"):
         batching.first_prompts(
-            mixture(long_every=1), tokenizer, split="test", count=4, max_prompt_tokens=96
+            mixture(long_every=1), tokenizer, split="test", count=4, max_prompt_tokens=96, say=print
         )
 
 
 def test_first_prompts_are_distinct_and_as_many_as_there_are(tokenizer):
     def take(mix, **options):
-        given = {"split": "test", "max_prompt_tokens": 96, **options}
+        given = {"split": "test", "max_prompt_tokens": 96, "say": said.append, **options}
         return batching.first_prompts(mix, tokenizer, **given)
 
+    said: list[str] = []
     endless = take(mixture(long_every=2), count=40)
+    assert said == ["40 test prompts left out: more than 96 tokens"]
     assert [p.record["meta"]["index"] for p in endless] == list(range(1, 80, 2))
     assert [p.index for p in endless] == list(range(1, 80, 2))
+    said.clear()
     assert len(take(mixture(size=10), count=40)) == 10
     assert take(mixture(), count=3, start=7)[0].index == 7
+    assert said == []
+    assert len(take(mixture(size=10, long_every=2), count=40)) == 5
+    assert said == ["5 test prompts left out: more than 96 tokens"]
 
 
 def comparison(i, ranks=(0, 1, 2)):

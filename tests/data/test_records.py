@@ -97,6 +97,10 @@ def test_a_valid_record_passes_and_its_kind_is_seen(kind, record):
             {"messages": [REPLY]},
             "f:7: messages must have a user turn, got ['assistant']",
         ),
+        (
+            {"prompt": [USER], "meta": {"references": ["x \ud83d"]}},
+            "f:7: meta.references must be valid Unicode, got 'x \\ud83d'",
+        ),
     ],
 )
 def test_a_broken_record_is_refused_with_its_place(record, message):

@@ -165,7 +165,6 @@ def report_data() -> ReportData:
                 6_000,
                 410_000,
                 31,
-                "reused",
             ),
             StageRow(
                 "reward", "all pairs of 4 to 9 ranked completions", 1_100_000, 10_400, 620_000, 65

@@ -47,15 +47,15 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     assert list(figure.axes[0].get_lines()[0].get_ydata()) == [1.0]
 
 
-def test_score_over_kl_joins_steps_and_takes_the_root() -> None:
+def test_score_over_kl_joins_steps() -> None:
     found = {
         "val/kl_k1": [(0, 0.0), (1, 4.0), (2, 9.0)],
         "val/score": [(0, 0.0), (1, 1.0)],
         "val/gold_score": [(0, 0.5), (1, 0.6), (2, 0.4)],
     }
-    figure = score_over_kl(found, sqrt=True)
+    figure = score_over_kl(found)
     assert figure is not None
-    assert list(figure.axes[0].get_lines()[0].get_xdata()) == [0.0, 2.0]
+    assert list(figure.axes[0].get_lines()[0].get_xdata()) == [0.0, 4.0]
     assert score_over_kl({}) is None
 
 

@@ -9,7 +9,6 @@ from rlhf_lightning.functional.statistics import (
     expected_calibration_error,
     explained_variance,
     kl_bon,
-    pair_accuracy,
 )
 
 NAN = math.nan
@@ -40,13 +39,6 @@ def test_explained_variance_agrees_with_a_loop(draw, mask, lengths):
     errors = [returns[k].item() - values[k].item() for k in at]
     want = 1 - var(errors) / var([returns[k].item() for k in at])
     assert explained_variance(values, returns, mask).item() == pytest.approx(want, abs=1e-5)
-
-
-def test_pair_accuracy_by_hand():
-    # 2 > 1 right, 1 > 2 wrong, 2 = 2 half: 1.5 / 3
-    scores = torch.tensor([2.0, 1.0, 2.0])
-    pairs = torch.tensor([[0, 1], [1, 2], [0, 2]])
-    assert pair_accuracy(scores, pairs).item() == 0.5
 
 
 def test_calibration_by_hand():
@@ -111,8 +103,6 @@ def test_best_of_n_does_not_overflow():
 
 def test_bad_arguments_are_refused():
     none = torch.zeros(0)
-    with pytest.raises(ValueError, match=r"pairs must not be empty, got \(0, 2\)"):
-        pair_accuracy(torch.zeros(2), torch.zeros(0, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"probabilities must not be empty, got \(0,\)"):
         expected_calibration_error(none)
     with pytest.raises(ValueError, match="bins must be >= 1, got 0"):

@@ -35,6 +35,14 @@ class Counter:
         return float(response.count(self.letter))
 
 
+class Anything:
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def __call__(self, prompt: str, response: str) -> float:
+        return 0.0
+
+
 class NotCallable:
     pass
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.errors import Interrupted, UserError
-from rlhf_lightning.runs.lease import Lease, is_held, read_owner
+from rlhf_lightning.runs.files import read_json
+from rlhf_lightning.runs.lease import Lease, is_held
 from rlhf_lightning.runs.signals import Stop
 
 OWNER = """
@@ -36,7 +37,7 @@ def test_the_owner_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     lease = Lease(tmp_path / ".lease")
     lease.acquire(say=print)
-    owner = read_owner(tmp_path / ".lease")
+    owner = read_json(tmp_path / ".lease" / "owner.json")
     assert (owner["host"], owner["pid"], owner["job_id"]) == (
         socket.gethostname(),
         os.getpid(),
@@ -91,7 +92,7 @@ def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path: Path, spawn)
     process.send_signal(signal.SIGCONT)
     assert process.stdout.readline() == "lost\n"
     process.wait()
-    assert read_owner(tmp_path / ".lease")["pid"] == os.getpid()
+    assert read_json(tmp_path / ".lease" / "owner.json")["pid"] == os.getpid()
     lease.release()
 
 

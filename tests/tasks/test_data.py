@@ -14,7 +14,7 @@ from rlhf_lightning import compose
 from rlhf_lightning.data.tokenizer import train_tokenizer
 from rlhf_lightning.errors import Interrupted, UserError
 from rlhf_lightning.runs import Stop
-from rlhf_lightning.tasks.data import limits_of, removed_by, survey
+from rlhf_lightning.tasks.data import _share, limits_of, removed_by, survey
 from rlhf_lightning.tasks.data_rows import SHOWN_TOKENS, pieces, shown_row
 from rlhf_lightning.tasks.data_survey import Survey
 from tests.harness import only, rlhf_here
@@ -299,6 +299,18 @@ def test_shares_limits_and_held_out_prompts_that_training_has_too(tokenizer) -> 
     }
 
 
+def test_shares_of_sources_that_are_off_or_never_end() -> None:
+    key = ("a", "prompt", "test")
+    sizes = {key: 3, ("b", "prompt", "test"): 1, ("c", "text", "test"): 9}
+    assert _share({}, sizes, key) == 0.75
+    assert _share({"b": 0}, sizes, key) == 1
+    assert _share({"a": 0}, sizes, key) == 0
+    endless = {**sizes, ("b", "prompt", "test"): None}
+    assert _share({}, endless, key) is None  # first by turns, then the endless one alone
+    assert _share({"b": 0}, endless, key) == 1
+    assert _share({"b": 3}, {key: None, ("b", "prompt", "test"): None}, key) == 0.25
+
+
 def test_a_reply_that_is_longer_than_sft_takes_is_shown_as_such(tokenizer) -> None:
     root = compose.check(compose.compose(["sft.max_reply_tokens=5"]))
     limits = limits_of(root)["demonstration"]
@@ -337,9 +349,22 @@ def test_a_word_piece_tokenizer_keeps_its_spaces() -> None:
     assert [piece.text for piece in found] == ["the", " fox", "es", " the"]
 
 
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    rows = [{"prompt": f"Question {i}?"} for i in range(30)]
+    (mine / "data.json").write_text(json.dumps(rows))
+    source = ["mix=files", f"mix.sources.p.path={mine / 'data.json'}"]
+    with pytest.raises(UserError, match="run_dir must be empty or hold a page of task=data"):
+        rlhf_here("task=data", f"run_dir={mine}", *source)
+    assert json.loads((mine / "data.json").read_text()) == rows
+    for _ in range(2):
+        rlhf_here("task=data", f"run_dir={tmp_path / 'page'}", *source)
+
+
 def test_the_place_of_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "identity.json").write_text("{}")
-    with pytest.raises(UserError, match="run_dir must not be a run of another task"):
+    with pytest.raises(UserError, match="run_dir must be empty or hold a page of task=data"):
         rlhf_here("task=data", f"run_dir={tmp_path}")
     with pytest.raises(UserError, match=r"run_dir must be a place that can be written"):
         rlhf_here("task=data", f"run_dir={tmp_path / 'identity.json' / 'deep'}")

@@ -270,8 +270,24 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
 
     (tmp_path / "out").write_text("old")
     with pytest.raises(KeyError):
-        written(tmp_path / "out", rows())
+        written(tmp_path / "out", rows(), overwrite=True)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "old")]
+
+
+def test_what_another_command_wrote_meanwhile_stays_and_nothing_is_lost(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+
+    def rows():
+        yield {"a": 1}
+        written(out, [{"b": 2}], overwrite=False)
+        yield {"a": 3}
+
+    with pytest.raises(UserError, match="written meanwhile: the 2 rows are in") as refused:
+        written(out, rows(), overwrite=False)
+    assert out.read_text() == '{"b": 2}\n'
+    beside = Path(str(refused.value).rsplit("'", 2)[1])
+    assert beside.read_text() == '{"a": 1}\n{"a": 3}\n'
+    assert {p.name for p in tmp_path.iterdir()} == {"out.jsonl", beside.name}
 
 
 def test_one_prompt_is_answered_on_the_console(

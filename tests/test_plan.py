@@ -1,0 +1,51 @@
+"""Which settings make another run of which stage."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from rlhf_lightning import compose
+from rlhf_lightning.config import RootConfig
+from rlhf_lightning.plan import Planner
+from rlhf_lightning.runs import run_hash
+
+STOPPING = [
+    "+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping",
+    "+callbacks.early.monitor=sft/val/loss",
+]
+
+
+@cache  # a tree takes most of a second
+def root(*overrides: str) -> RootConfig:
+    return compose.check(compose.compose(overrides))
+
+
+def hashes(*overrides: str) -> dict[str, str]:
+    plans = Planner(root(*overrides), {}).pipeline()
+    return {plan.label: run_hash(plan.identity) for plan in plans}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert list(before) == list(after)
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+def test_a_callback_may_end_a_training_early_so_it_counts() -> None:
+    assert changed(hashes(), hashes(*STOPPING)) == {
+        *hashes()
+    }  # a parent's change is its children's
+    off = Planner(root("+callbacks.early=null"), {}).pipeline()
+    assert {plan.label: run_hash(plan.identity) for plan in off} == hashes()
+    assert "callbacks" not in Planner(root(*STOPPING), {}).evaluate().identity
+
+
+def test_a_prompts_length_counts_where_prompts_are_chosen_by_it() -> None:
+    shorter = "ppo.max_prompt_tokens=100"
+    assert changed(hashes(), hashes(shorter)) == {"reward", "ppo", "evaluate"}
+    own = "reward.completions=speakers"
+    assert changed(hashes(own), hashes(own, shorter)) == {"ppo", "evaluate"}
+
+
+def test_a_reward_model_of_the_models_own_size_needs_no_runs_of_its_own() -> None:
+    assert hashes("model@reward.model=nano") == hashes()
+    assert "sft (small)" in hashes("model@reward.model=small")
