@@ -292,7 +292,7 @@ def build(node: Mapping[str, Any], **kwargs: Any) -> Any:
         # what is passed on is never turned into a config: param groups and paths stay what they are
         call = instantiate({**keys, "_partial_": True, "_convert_": "all"})
         return call(**kwargs)
-    except UserError:
+    except (UserError, ModuleNotFoundError):  # the latter: a logger's package
         raise
     except Exception as error:  # what other people's constructors raise is theirs to choose
         reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]

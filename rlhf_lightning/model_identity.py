@@ -78,9 +78,9 @@ def _with_files(value: Any) -> Any:
     try:
         if path.is_file():
             return {"file": path.name, "sha256": sha256_file(path)}
-        # a word that happens to be a folder's name here is a word
-        if path.is_dir() and "/" in value:
-            return {"folder": path.name, "sha256": sha256_tree(path)}
+        # a word that happens to be a folder's name here is a word, as are / and ..
+        if "/" in value and path.name not in ("", "..") and path.is_dir():
+            return {"folder": path.name, "sha256": _tree(value)}
     except OSError:  # a text too long for a name
         pass
     return value

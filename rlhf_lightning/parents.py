@@ -64,7 +64,7 @@ def key_of(plan: StagePlan, role: str) -> str:
     if role.startswith("reward."):  # the members of an ensemble are named together
         role = "reward"
     if role == "comparisons":
-        return "reward_source.members"
+        return "reward_source.parts"
     if plan.task == "evaluate":
         # null: the one that PPO was trained against
         ppos = role == "reward" and root.evaluate.reward is None and root.ppo.init.reward

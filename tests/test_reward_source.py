@@ -14,6 +14,7 @@ from rlhf_lightning import plan as plan_module
 from rlhf_lightning.config import RootConfig
 from rlhf_lightning.config.reward_source import role_of
 from rlhf_lightning.errors import RunFailed, UserError
+from rlhf_lightning.model_identity import _tree
 from rlhf_lightning.plan import Planner, StagePlan
 from rlhf_lightning.runs import Artifact, run_hash
 from tests.harness import json_lines, only, rlhf_here
@@ -181,7 +182,11 @@ def test_files_and_folders_of_parts_count_by_their_content(tmp_path: Path) -> No
     open_to_all = [WORDS[0], f"reward_source.parts.function.target={MINE}.Anything", places]
     several = hash_of(*open_to_all)
     (tmp_path / "a" / "lexicon.txt").write_text("good\t2.1\n")
-    assert hash_of(*open_to_all) != several
+    _tree.cache_clear()
+    by_folder = hash_of(*open_to_all)
+    assert by_folder != several
+    (tmp_path / "b" / "lexicon.txt").write_text("good\t2.2\n")
+    assert hash_of(*open_to_all) != by_folder
 
     folder = saved(tmp_path / "model", llama(), their_tokenizer())
     model = ["reward_source=model", f"reward_source.parts.model.path={folder}"]
@@ -189,8 +194,6 @@ def test_files_and_folders_of_parts_count_by_their_content(tmp_path: Path) -> No
     assert hash_of(*model, "reward_source.parts.model.batch_size=7") == before
     assert hash_of(*model, "reward_source.parts.model.max_length=64") != before
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    from rlhf_lightning.model_identity import _tree
-
     _tree.cache_clear()
     assert hash_of(*model) != before
 

@@ -59,7 +59,7 @@ def first_prompts(
         raise _no_prompt_fits(max_prompt_tokens, split)
     found = found[:count]
     cut = len(too_long & {p.index for p in found})
-    left_out = sum(len(found) < count or i < found[-1].index for i in too_long) - cut
+    left_out = sum(len(found) < count or i <= found[-1].index for i in too_long) - cut
     for number, what in ((left_out, "left out"), (cut, "cut")):
         if number:
             say(f"{number} {split} prompts {what}: more than {max_prompt_tokens} tokens")

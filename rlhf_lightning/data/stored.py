@@ -69,19 +69,21 @@ class Reordered(LazyRecords):
         return self.records[self.order[index]]
 
 
-def part_of(path: Path) -> Path:
-    """The name under which `store` writes what becomes `path`."""
-    return path.with_name(f".{path.name}.part")
-
-
 def store(path: Path, records: Iterable[dict[str, Any]]) -> StoredRecords:
     """Write all records under a temporary name, then rename; a kill leaves no part of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
-    with part.open("w", encoding="utf-8") as file:
-        for record in records:
+    part = path.with_name(f".{path.name}.part")
+    write_rows(part, records)
+    os.replace(part, path)
+    return StoredRecords(path)
+
+
+def write_rows(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    """Write records as JSON Lines, down to the disk; returns how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for count, record in enumerate(records, start=1):  # noqa: B007 (returned)
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
-    return StoredRecords(path)
+    return count

@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import os
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def temporary_name(path: Path) -> Path:
 
 def is_temporary(path: Path) -> bool:
     """Whether `temporary_name` made this name."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp", path.name) is not None
 
 
 def write_text(path: Path, text: str) -> None:

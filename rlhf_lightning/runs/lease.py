@@ -154,6 +154,9 @@ class Lease:
             # flufl.lock keeps the expiry as the file's time; a sixth is for clocks that differ between hosts
             grace = self._lifetime.total_seconds() / 6
             expired = self._file.stat().st_mtime + grace < time.time()
+            # it writes it by way of local time: in the hour that clocks repeat, either may be an hour off
+            local = self._lock.expiration + timedelta(seconds=grace)
+            expired = expired and local < datetime.now()  # noqa: DTZ005
         except OSError:
             return False
         if expired:

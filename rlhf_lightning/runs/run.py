@@ -115,7 +115,7 @@ class Run:
         before = read_json(self.metrics_json)
         self.continued = is_run(self.path)
         for leftover in self.path.iterdir():  # what a kill cut short
-            if is_temporary(leftover) and leftover.is_dir():
+            if is_temporary(leftover) and leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover, ignore_errors=True)
             elif is_temporary(leftover):
                 leftover.unlink()

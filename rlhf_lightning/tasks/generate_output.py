@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from rlhf_lightning.data.stored import part_of, store
+from rlhf_lightning.data.stored import write_rows
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.runs.files import own_directory, temporary_name
 
@@ -49,19 +49,28 @@ def written(path: Path, rows: Iterable[Row], *, overwrite: bool) -> int:
     own = temporary_name(path)  # two commands may have one output
     with own_directory(path.parent):
         try:
-            count = len(store(own, rows))
-            if path.exists() and not overwrite:
-                beside = path.with_name(f"{path.stem}-{own.name.split('.')[-2]}{path.suffix}")
-                os.replace(own, beside)
-                raise UserError(
-                    f"output must be a new file, got {str(path)!r}, which another command has written meanwhile:"
-                    f" the {count} rows are in {str(beside)!r}"
-                )
-            os.replace(own, path)
+            count = write_rows(own, rows)
+            if overwrite:
+                os.replace(own, path)
+            else:
+                _put_where_nothing_is(own, path)
         finally:
             own.unlink(missing_ok=True)
-            part_of(own).unlink(missing_ok=True)
     return count
+
+
+def _put_where_nothing_is(own: Path, path: Path) -> None:
+    try:
+        os.link(own, path)  # fails where a file is, in one step
+    except FileExistsError:
+        beside = path.with_name(f"{path.stem}-{own.name.split('.')[-2]}{path.suffix}")
+        os.replace(own, beside)
+        raise UserError(
+            f"output must be a new file, got {str(path)!r}, which another command has written meanwhile:"
+            f" the rows are in {str(beside)!r}"
+        ) from None
+    except OSError:  # a file system without hard links
+        os.replace(own, path)
 
 
 def printed(rows: Iterable[Row], *, scored: bool, console: Console | None = None) -> int:

@@ -99,7 +99,7 @@ class Job:
         """
         _ = self.callbacks
         node = getattr(self.root, self.task).optimizer
-        self._made(f"{self.task}.optimizer", node, params=[torch.nn.Parameter(torch.zeros(1))])
+        self._made(f"{self.task}.optimizer", node, params=[torch.nn.Parameter(torch.zeros(1, 1))])
 
     def _made(self, key: str, node: Mapping[str, Any], **kwargs: Any) -> Any:
         try:

@@ -48,7 +48,7 @@ def scored(
     if job.mixture.over_long == "cut":  # as in training
         records, cut = cut_comparisons(records, tokenizer, length)
         if cut:
-            job.say(f"{cut} comparisons of {what} cut to be scored")
+            job.say(f"{cut} prompts and completions of {what} cut to be scored")
     items, too_long = fitting_comparisons(records, tokenizer, length, keep_tied=True)
     if too_long:
         job.say(f"{too_long} completions of {what} too long to be scored")

@@ -163,6 +163,25 @@ def test_first_prompts_are_distinct_and_as_many_as_there_are(tokenizer):
     assert said == ["5 test prompts left out: more than 96 tokens"]
 
 
+def test_prompts_that_are_cut_are_not_left_out(tokenizer, monkeypatch):
+    said: list[str] = []
+    source = SourceConfig(target="tests.data.conftest.Numbers", args={"long_every": 3})
+    mix = Mixture(
+        MixConfig(name="t", sources={"a": source}, over_long="cut"), 0
+    )  # 0, 3, 6, ... are long
+    cut = [{"role": "user", "content": "n"}]
+    monkeypatch.setattr(
+        "rlhf_lightning.data.prompts.cut_prompt",
+        lambda _tokenizer, messages, _limit: cut if messages[0]["content"][2] != "3" else None,
+    )
+    options = {"split": "test", "max_prompt_tokens": 96, "say": said.append}
+    found = batching.first_prompts(mix, tokenizer, count=6, **options)
+    assert [p.index for p in found] == [0, 1, 2, 4, 5, 6]  # the last one is a cut one
+    assert said == [
+        f"{n} test prompts {what}: more than 96 tokens" for n, what in ((1, "left out"), (2, "cut"))
+    ]
+
+
 def comparison(i, ranks=(0, 1, 2)):
     prompt = [{"role": "user", "content": f"q {i}"}]
     return {"prompt": prompt, "completions": ["a", "b b", "c" * 100], "ranks": list(ranks)}

@@ -236,7 +236,7 @@ def test_a_killed_run_counts_as_interrupted_and_is_continued_at_once(
     assert [found.status for found in find_runs(tmp_path)] == ["running"]
     worker.kill()
     worker.wait()
-    (tmp_path / "run" / ".metrics.json.0123.tmp").write_text('{"half')
+    (tmp_path / "run" / ".metrics.json.0123456789ab.tmp").write_text('{"half')
     assert [found.status for found in find_runs(tmp_path)] == ["interrupted"]
     with open_run(tmp_path / "run", say=pytest.fail) as run:
         assert run.continued

@@ -282,7 +282,7 @@ def test_what_another_command_wrote_meanwhile_stays_and_nothing_is_lost(tmp_path
         written(out, [{"b": 2}], overwrite=False)
         yield {"a": 3}
 
-    with pytest.raises(UserError, match="written meanwhile: the 2 rows are in") as refused:
+    with pytest.raises(UserError, match="written meanwhile: the rows are in") as refused:
         written(out, rows(), overwrite=False)
     assert out.read_text() == '{"b": 2}\n'
     beside = Path(str(refused.value).rsplit("'", 2)[1])
