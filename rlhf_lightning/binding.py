@@ -158,11 +158,9 @@ def _check_node(node: Any, where: str) -> None:
 
 
 def _check_optimizer(node: Any, where: str) -> None:
-    name_alone = isinstance(node, dict) and "." not in str(node.get("_target_") or ".")
-    if not name_alone:
-        _check_node(node, where)
+    _check_node(node, where)
     target = node["_target_"]
-    if name_alone or "params" not in signature(target).parameters:
+    if "params" not in signature(target).parameters:
         raise UserError(
             f"{where}._target_ must be the import path of an optimizer (torch.optim.AdamW), got {target!r}"
         )

@@ -293,9 +293,8 @@ class Planner:
             "world_size": process_count(root.trainer),
             "parents": {role: parent_hash(parent) for role, parent in sorted(parents.items())},
         }
-        if task in STAGES and (
-            callbacks := _switched_on(root.callbacks)
-        ):  # one may end the training
+        callbacks = _switched_on(root.callbacks)
+        if callbacks and task in STAGES:  # one may end the training
             identity["callbacks"] = callbacks
         sampled = task == "reward" and root.reward.completions == "policy"
         if task == "evaluate" or sampled:  # these choose their prompts by PPO's limit

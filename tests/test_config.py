@@ -139,7 +139,7 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
         (["+logger.tensorboard.nam=x"], "logger.tensorboard.nam must be a parameter of"),
         (["+trainer.log_every_n_steps=10"], "trainer.log_every_n_steps must not be set here, got 10: every step is logged"),
         (["trainer.accelerator=tpu"], "trainer.accelerator must be one of auto, cpu, gpu, cuda, got 'tpu'"),
-        (["ppo.optimizer._target_=adamw"], "ppo.optimizer._target_ must be the import path of an optimizer"),
+        (["ppo.optimizer._target_=adamw"], "must be the import path of a class or function, got 'adamw'"),
         (["ppo.optimizer._target_=json.dumps"], "ppo.optimizer._target_ must be the import path of an optimizer"),
         (["model.path=x"], "model.path must be null where model.architecture has a shape of its own"),
         (["+trainer.acelerator=cpu"], "did you mean accelerator?"),

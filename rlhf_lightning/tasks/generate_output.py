@@ -62,15 +62,17 @@ def written(path: Path, rows: Iterable[Row], *, overwrite: bool) -> int:
 def _put_where_nothing_is(own: Path, path: Path) -> None:
     try:
         os.link(own, path)  # fails where a file is, in one step
-    except FileExistsError:
-        beside = path.with_name(f"{path.stem}-{own.name.split('.')[-2]}{path.suffix}")
-        os.replace(own, beside)
-        raise UserError(
-            f"output must be a new file, got {str(path)!r}, which another command has written meanwhile:"
-            f" the rows are in {str(beside)!r}"
-        ) from None
-    except OSError:  # a file system without hard links
-        os.replace(own, path)
+        return
+    except OSError:  # or the file system has no hard links
+        if not path.exists():
+            os.replace(own, path)
+            return
+    beside = path.with_name(f"{path.stem}-{own.name.split('.')[-2]}{path.suffix}")
+    os.replace(own, beside)
+    raise UserError(
+        f"output must be a new file, got {str(path)!r}, which another command has written meanwhile:"
+        f" the rows are in {str(beside)!r}"
+    )
 
 
 def printed(rows: Iterable[Row], *, scored: bool, console: Console | None = None) -> int:

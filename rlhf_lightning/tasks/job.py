@@ -104,7 +104,7 @@ class Job:
     def _made(self, key: str, node: Mapping[str, Any], **kwargs: Any) -> Any:
         try:
             return self.build(node, **kwargs)
-        except UserError as error:
+        except (UserError, ModuleNotFoundError) as error:
             raise UserError(f"{key}: {error}") from error
 
     def optimizer(
