@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -111,6 +112,10 @@ def job(cfg: DictConfig) -> dict[str, Any] | None:
         raise
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of an OSError: the disk, the user's share of it, or the largest file that the user may write."""
+
+
 def report(error: BaseException, job_name: str = "") -> int:
     """Print what went wrong, one line if it is the user's to mend, and return the exit code."""
     prefix = f"error: {job_name}: " if job_name else "error: "
@@ -118,6 +123,10 @@ def report(error: BaseException, job_name: str = "") -> int:
         print(f"{prefix}{' '.join(str(error).split())}", file=sys.stderr)
     elif is_config_error(error):
         print(f"{prefix}{one_line(error)}", file=sys.stderr)
+    elif isinstance(error, OSError) and error.errno in FULL:
+        place = f": {error.filename}" if error.filename else ""
+        line = f"{error.strerror}{place}; with room the same command continues what is not finished"
+        print(f"{prefix}{line}", file=sys.stderr)
     else:
         traceback.print_exception(error)
         print(f"{prefix}{type(error).__name__}: {error}", file=sys.stderr)

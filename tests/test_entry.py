@@ -24,7 +24,8 @@ from rlhf_lightning.errors import Interrupted, RunFailed, UserError
 
 def run_task(root, *, overrides):
     """Ends in the way that the seed says."""
-    ends = {7: UserError("data is empty"), 8: RunFailed("loss is NaN"), 9: Interrupted(15), 10: KeyError("bug")}
+    ends = {7: UserError("data is empty"), 8: RunFailed("loss is NaN"), 9: Interrupted(15), 10: KeyError("bug"),
+            11: OSError(28, "No space left on device", "here")}
     if root.seed in ends:
         raise ends[root.seed]
     heavy = sorted({"torch", "lightning", "transformers"} & set(sys.modules))
@@ -65,6 +66,11 @@ def test_a_run_gets_the_checked_config_before_anything_heavy_is_imported(tmp_pat
     [
         (["seed=7"], 2, "error: data is empty"),
         (["seed=8"], 1, "error: loss is NaN"),
+        (
+            ["seed=11"],
+            1,
+            "error: No space left on device: here; with room the same command continues",
+        ),
         (["seed=9"], 143, "rlhf: stopped by SIGTERM; the same command continues"),
         (["model=nope"], 2, "error: model must be one of debug, gpt2, "),
         (["ppo.kl_coef=-1"], 2, "error: ppo.kl_coef must be >= 0, got -1.0"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 from rlhf_lightning import compose
 from rlhf_lightning.config import STAGES, RootConfig
-from rlhf_lightning.plan import Planner
+from rlhf_lightning.plan import Planner, StagePlan
 from rlhf_lightning.runs import run_hash
 
 STOPPING = [
@@ -45,6 +46,11 @@ def test_a_prompts_length_counts_where_prompts_are_chosen_by_it() -> None:
     assert changed(hashes(own), hashes(own, shorter)) == {"ppo", "evaluate"}
 
 
-def test_a_reward_model_of_the_models_own_size_needs_no_runs_of_its_own() -> None:
-    assert hashes("model@reward.model=nano") == hashes()
-    assert "sft (small)" in hashes("model@reward.model=small")
+def test_a_reward_model_of_the_models_own_size_needs_no_runs_of_its_own(tmp_path: Path) -> None:
+    # asked for alone, the reward model starts from the run that a pipeline makes
+    same, other = (
+        Planner(root(f"model@reward.model={size}"), {}, tmp_path).reward().parents["init"]
+        for size in ("nano", "small")
+    )
+    assert isinstance(same, StagePlan) and same.path == tmp_path / "round-1/sft"
+    assert isinstance(other, StagePlan) and other.path == tmp_path / "round-1/sft-small"

@@ -122,6 +122,7 @@ def git_commit() -> str | None:
     package = Path(__file__).resolve().parents[1]
     # a hook or a CI job may have pointed git at some other repository
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # only looked at: no lock, so a kill leaves none behind
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
@@ -132,6 +133,8 @@ def git_commit() -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", "errors.py")  # not a wheel inside somebody's repository
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        # not describe --dirty, which takes the lock in any case
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
