@@ -11,7 +11,7 @@ and V after that token is 0.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, cast
 
 import torch
@@ -25,9 +25,8 @@ class TensorBatch:
     def to(self, device: torch.device | str, **kwargs: Any) -> Self:
         """The same batch with every tensor on `device`."""
         moved = {
-            f.name: getattr(self, f.name).to(device, **kwargs)
+            f.name: _on_device(getattr(self, f.name), device, kwargs)
             for f in fields(self)  # type: ignore[arg-type]
-            if isinstance(getattr(self, f.name), Tensor | TensorBatch)
         }
         return replace(self, **moved)  # type: ignore[type-var]
 
@@ -41,6 +40,12 @@ class TensorBatch:
             elif isinstance(value, list):
                 taken[f.name] = _list_rows(cast("list[Any]", value), index)
         return replace(self, **taken)  # type: ignore[type-var]
+
+
+def _on_device(value: Any, device: torch.device | str, kwargs: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_on_device(item, device, kwargs) for item in cast("list[Any]", value)]
+    return value.to(device, **kwargs) if isinstance(value, Tensor | TensorBatch) else value
 
 
 def _list_rows(items: list[Any], index: Tensor | slice) -> list[Any]:
@@ -90,10 +95,11 @@ class PromptBatch(TensorBatch):
 
 @dataclass
 class PPOBatch(TensorBatch):
-    """What one PPO iteration consumes: prompts, and pretraining text for PPO-ptx if it is on."""
+    """What one PPO iteration consumes."""
 
     prompts: PromptBatch
-    pretraining: SFTBatch | None = None
+    pretraining: list[SFTBatch] = field(default_factory=list)
+    """PPO-ptx: the text of each minibatch, the same in every epoch. Empty where it is off."""
 
 
 @dataclass

@@ -166,6 +166,11 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
         # between keys
         (["ppo.minibatch_size=50"], "ppo.minibatch_size must be a divisor of ppo.episodes_per_iteration=128, got 50"),
         (["ppo.max_response_tokens=100", "ppo.max_prompt_tokens=96", "model.context_length=128"], "must be <= model.context_length=128, got 196"),
+        (["ppo.ratio_spike=1"], "ppo.ratio_spike must be null or > 1, got 1"),
+        (["ppo.missing_eos=keep", "ppo.missing_eos_score=-2"], "must be left alone where ppo.missing_eos is keep, got -2"),
+        (["ppo.adaptive_kl.enabled=true", "ppo.kl_coef=0"], "ppo.kl_coef must be > 0 where ppo.adaptive_kl.enabled"),
+        (["ppo.critic_warmup_iterations=20"], "ppo.critic_warmup_iterations must be < ppo.iterations=20, got 20"),
+        (["ppo.ptx.coef=1", "ppo.ptx.examples_per_episode=0.003"], "in each of an iteration's 2 minibatches"),
         (["mix.sources.mine.limit=3"], "mix.sources.mine must have one of path, hub and target, got none"),
         (["mix.sources.world.path=x"], "mix.sources.world must have one of path, hub and target, got path and target"),
         (["+callbacks.x._target_=EarlyStopping"], "callbacks.x._target_ must be the import path of a class"),

@@ -175,6 +175,15 @@ def test_bias_and_gain_come_from_as_many_demonstrations_as_are_asked_for(
     assert len(said) == (used == 1)
 
 
+def test_calibration_error_is_of_the_probabilities_that_were_trained() -> None:
+    """A gain on the scores, for PPO, is none on the log odds."""
+    raw = [judged([i / 10, 0.0], [0, 1], ["a", "b"]) for i in range(10)]
+    scaled = [(record, 10 * scores) for record, scores in raw]
+    expected = split_metrics(raw)["reward/ece"]
+    assert split_metrics(scaled, gain=10.0)["reward/ece"] == pytest.approx(expected)
+    assert split_metrics(scaled)["reward/ece"] != pytest.approx(expected, abs=0.05)
+
+
 def test_the_manifest_holds_bias_and_gain(trained: Path, pipeline_outputs: Path) -> None:
     for run in (trained, only(pipeline_outputs / "reward")):
         manifest = json.loads((run / "artifact/manifest.json").read_text())
@@ -185,7 +194,12 @@ def test_the_manifest_holds_bias_and_gain(trained: Path, pipeline_outputs: Path)
 
 def test_answers_to_other_prompts_are_learned_from_where_they_are_asked_for() -> None:
     records = [
-        {"prompt": [], "completions": [f"a {i}", f"b {i}"], "ranks": [0, 1]} for i in range(9)
+        {
+            "prompt": [{"role": "user", "content": str(i)}],
+            "completions": [f"a {i}", f"b {i}"],
+            "ranks": [0, 1],
+        }
+        for i in range(9)
     ]
     for asked in (0, 2):
         root = compose.check(compose.compose([f"reward.foreign_completions={asked}"]))

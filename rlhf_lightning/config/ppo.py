@@ -36,7 +36,7 @@ class PTXConfig:
     coef: float = 0.0
     """Weight of the text loss; 27.8 in [I], 0 is plain PPO."""
     examples_per_episode: float = 1.0
-    """Documents for each episode; 8 in [I]."""
+    """Documents for each episode, at least one for each minibatch; 8 in [I]."""
 
     def __post_init__(self) -> None:
         require(self.coef >= 0, "ppo.ptx.coef", ">= 0", self.coef)
@@ -73,10 +73,10 @@ class PPOConfig:
     samples_per_prompt: int = 1
     """Responses to each prompt of an iteration; rloo needs 2 or more. 1 in [I]."""
     share_prompt: bool = False
-    """Also the update computes a prompt once for its samples (the rollout always does): the same loss and gradient, and
-    faster where prompts are long. Minibatches then hold whole groups of samples_per_prompt. For rloo, without
-    model.gradient_checkpointing; where a strategy spreads gradients, with ppo.lora (two passes meet in one backward
-    pass, and what it spreads would be whole until the second)."""
+    """Also the update computes a prompt once for its samples (sampling, reference and reward model always do): the same
+    loss and gradient, and faster where prompts are long. Minibatches then hold whole groups of samples_per_prompt. For
+    rloo, without model.gradient_checkpointing; where a strategy spreads gradients, with ppo.lora (two passes meet in
+    one backward pass, and what it spreads would be whole until the second)."""
     iterations: int = 60
     """Rollout + update rounds; 20 in ppo=default (nano)."""
     episodes_per_iteration: int = 128
@@ -88,7 +88,8 @@ class PPOConfig:
     minibatch_size: int = 64
     """Episodes of one optimizer step over all devices; must divide episodes_per_iteration. 64 in [I]."""
     micro_batch_size: int = 64
-    """Episodes of one forward pass per device; size: how a minibatch is split never changes its gradient."""
+    """Episodes of one forward pass per device, and rows of PPO-ptx's text (of max_prompt_tokens + max_response_tokens
+    tokens, with logits for all of them); size: how a minibatch is split never changes its gradient."""
     max_prompt_tokens: int = 104
     """A longer prompt is dropped (or cut, as mix.over_long says) and counted; nano. It also chooses the prompts of
     collection and evaluation."""
@@ -120,7 +121,7 @@ class PPOConfig:
     """replace: a response without EOS gets missing_eos_score; subtract: the penalty is taken off; keep.
     replace is [N]'s "EOS trick"."""
     missing_eos_score: float = -1.0
-    """The score itself (replace), or what is added (subtract: -1 takes 1 off). -1 in [N]."""
+    """The score itself (replace), or what is added (subtract: -1 takes 1 off); not with keep. -1 in [N]."""
     score_clip: float | None = None
     """Scores are clipped to ± this, after normalisation; the clipped share is logged. null: no clip."""
     normalize_scores: bool = False
@@ -133,9 +134,10 @@ class PPOConfig:
     """Stop an iteration's epochs when approx_kl of a minibatch exceeds 1.5 × this (nats per token).
     null: never."""
     ratio_spike: float | None = None
-    """Skip (and count) a minibatch whose mean ratio exceeds this; 10 in trlX's recipes."""
+    """Skip (and count) a minibatch whose mean ratio exceeds this, > 1; 10 in trlX's recipes."""
     ema_decay: float | None = None
-    """Exponential moving average of the policy, exported in its place; 0.992 in [I]."""
+    """Exponential moving average of the policy, taken after each iteration and exported in its place. It begins at the
+    policy's first weights, of which decay^iterations is left in the end. 0.992 in [I]."""
     stop_at_kl: float | None = None
     """End the run after the first iteration whose responses have more KL (k1, nats per response) than this; null:
     never. Early stopping, to which Gao et al. 2022 (arXiv:2210.10760) liken the penalty; seeds then end equally far
@@ -170,6 +172,18 @@ class PPOConfig:
     def prompts_per_iteration(self) -> int:
         """Different prompts of one iteration over all devices."""
         return self.episodes_per_iteration // self.samples_per_prompt
+
+    @property
+    def minibatches(self) -> int:
+        """Optimizer steps of one epoch."""
+        return self.episodes_per_iteration // self.minibatch_size
+
+    @property
+    def texts_per_iteration(self) -> int:
+        """Documents of PPO-ptx for one iteration over all devices; 0 where it is off."""
+        if self.ptx.coef == 0:
+            return 0
+        return round(self.episodes_per_iteration * self.ptx.examples_per_episode)
 
     @property
     def update_group_size(self) -> int:
@@ -218,13 +232,14 @@ class PPOConfig:
             "score_clip",
             "target_kl",
             "stop_at_kl",
-            "ratio_spike",
             "ratio_tolerance",
             "value_lr",
             "reference_refresh_every",
         ):
             value = getattr(self, key)
             require(value is None or value > 0, f"ppo.{key}", "null or > 0", value)
+        spike = self.ratio_spike
+        require(spike is None or spike > 1, "ppo.ratio_spike", "null or > 1", spike)
         require(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             "ppo.ema_decay",
@@ -287,6 +302,24 @@ class PPOConfig:
             self.missing_eos,
         )
         require(
+            self.missing_eos != "keep" or self.missing_eos_score == PPOConfig.missing_eos_score,
+            "ppo.missing_eos_score",
+            "left alone where ppo.missing_eos is keep",
+            self.missing_eos_score,
+        )
+        require(
+            self.kl_coef > 0 or not self.adaptive_kl.enabled,
+            "ppo.kl_coef",
+            "> 0 where ppo.adaptive_kl.enabled is true (it multiplies)",
+            self.kl_coef,
+        )
+        require(
+            self.critic_warmup_iterations < self.iterations,
+            "ppo.critic_warmup_iterations",
+            f"< ppo.iterations={self.iterations}",
+            self.critic_warmup_iterations,
+        )
+        require(
             self.old_logprobs in ("auto", "sampled", "recomputed"),
             "ppo.old_logprobs",
             "one of auto, sampled, recomputed",
@@ -297,6 +330,12 @@ class PPOConfig:
             "ppo.minibatch_size",
             f"a divisor of ppo.episodes_per_iteration={self.episodes_per_iteration}",
             self.minibatch_size,
+        )
+        require(
+            self.ptx.coef == 0 or self.texts_per_iteration >= self.minibatches,
+            "ppo.ptx.examples_per_episode",
+            f"enough for a document in each of an iteration's {self.minibatches} minibatches where ppo.ptx.coef > 0",
+            self.ptx.examples_per_episode,
         )
         require(
             self.sample_prompts <= self.eval_prompts,

@@ -37,11 +37,11 @@ class RewardConfig:
     eval_prompts: int = 200
     """Held-out prompts (validation split, and as many of the test split) for the accuracies; nano."""
     min_completions: int = 4
-    """Smallest K; [I] 4."""
+    """Smallest K of completions=policy; [I] 4."""
     max_completions: int = 9
-    """Largest K; [I] 9."""
+    """Largest K of completions=policy; [I] 9."""
     max_response_tokens: int = 36
-    """Tokens of a sampled completion, EOS included; nano, as ppo.max_response_tokens."""
+    """Tokens of a sampled completion (completions=policy), EOS included; nano, as ppo.max_response_tokens."""
     temperature: float = 1.0
     """Divides the logits where completions are sampled. 1: the policy itself, as PPO samples it."""
     epochs: int = 1
@@ -49,9 +49,9 @@ class RewardConfig:
     global_batch_size: int = 32
     """Prompts (with all their completions) of one optimizer step over all devices; [I] 64, reward=default 8 (nano)."""
     micro_batch_size: int = 32
-    """Prompts (with all their completions) of one forward pass per device; size."""
+    """Prompts (with all their completions) of one forward pass per device, in training and in scoring; size."""
     rollout_batch_size: int = 256
-    """Completions sampled or scored at once per device; size."""
+    """Completions sampled at once per device (completions=policy); size."""
     share_prompt: bool = False
     """Compute a prompt once for all its completions instead of once for each: the same scores and gradients, several
     times faster where prompts are long. Needs attention that takes a 4-D mask (sdpa, eager)."""

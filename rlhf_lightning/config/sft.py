@@ -46,7 +46,7 @@ class SFTConfig:
     grad_clip: float = 1.0
     """Largest global norm of the gradient; habit."""
     dropout: float = 0.0
-    """Residual dropout where the architecture has it; [I] 0.2 for SFT."""
+    """Dropout of residuals and embeddings where the architecture has it, never of attention; [I] 0.2 (residual)."""
     eval_every: int = 25
     """Optimizer steps between validations; nano."""
     eval_examples: int = 128

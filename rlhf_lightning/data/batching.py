@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf_lightning.batches import PPOBatch, SFTBatch
+from rlhf_lightning.batches import PPOBatch
 from rlhf_lightning.config import PPOConfig, RewardConfig, SFTConfig
 from rlhf_lightning.data import collate
 from rlhf_lightning.data.cutting import cut_comparisons, cut_demonstration, cut_text
@@ -55,7 +55,7 @@ def sft_batches(
     def make_batch(number: int) -> Counted:
         indices = stream.batch(number)
         records = [mixture.record(kind, split, index) for index in indices]
-        batch, counts = _packed(
+        fitting, counts = _fitting(
             records,
             tokenizer,
             hp.max_length,
@@ -70,7 +70,7 @@ def sft_batches(
                 f"{key} must be enough for some of the {split} examples, got {got}: "
                 f"all {len(indices)} of the first batch are longer"
             )
-        return Counted(batch, counts)
+        return Counted(collate.pack(fitting, hp.max_length, _pad(tokenizer)), counts)
 
     return _loader(make_batch, len(stream), resumable=train, prefetch=prefetch)
 
@@ -86,14 +86,14 @@ def prompt_batches(
     """Loader of `PPOBatch`, one for each iteration: its prompts, and the text for PPO-ptx.
 
     Training prompts start, start + 1, ... are used (another `start` for another round). The run's prompt j is the
-    first of j, j + N, j + 2N, ... (N: all prompts of the run) that has at most `hp.max_prompt_tokens` tokens. Text is
-    packed to the length of prompt and response together. Counts: prompts, prompts_too_long, prompts_cut, texts,
-    texts_too_long, texts_cut.
+    first of j, j + N, j + 2N, ... (N: all prompts of the run) that has at most `hp.max_prompt_tokens` tokens. Texts are
+    dealt to the iteration's minibatches and packed to the length of prompt and response together. Counts: prompts,
+    prompts_too_long, prompts_cut, texts, texts_too_long, texts_cut.
 
-    Raises: UserError if there are no prompts (or no text for PPO-ptx), or none that fits.
+    Raises: UserError if there are no prompts (or no text for PPO-ptx), or none of the first batch fits.
     """
     mixture.size("prompt", "train")
-    texts = round(hp.episodes_per_iteration * hp.ptx.examples_per_episode) if hp.ptx.coef > 0 else 0
+    texts = hp.texts_per_iteration
     if texts:
         mixture.size("text", "train")
     each = hp.prompts_per_iteration
@@ -114,12 +114,15 @@ def prompt_batches(
             indices = range(number * texts, (number + 1) * texts)
             documents = [mixture.record("text", "train", start + index) for index in indices]
             length = hp.max_prompt_tokens + hp.max_response_tokens
-            batch.pretraining, found = _packed(documents, tokenizer, length, mixture.over_long)
-            if documents and not found["examples"]:
+            fitting, found = _fitting(documents, tokenizer, length, mixture.over_long)
+            if number == 0 and not fitting:  # a later batch may lose all
                 raise UserError(
                     "ppo.max_prompt_tokens + ppo.max_response_tokens must be enough for some of the"
-                    f" pretraining text, got {length}: all {len(documents)} of batch {number} are longer"
+                    f" pretraining text, got {length}: all {len(documents)} of the first batch are longer"
                 )
+            # dealt before they are packed, which sorts by length: every minibatch has some of each
+            deals = [fitting[i :: hp.minibatches] for i in range(hp.minibatches)]
+            batch.pretraining = [collate.pack(deal, length, _pad(tokenizer)) for deal in deals]
             counts |= {"texts": found.pop("examples")}
             counts |= {f"texts_{name}": count for name, count in found.items()}
         return Counted(batch, counts)
@@ -217,14 +220,15 @@ def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
     return pad
 
 
-def _packed(
+def _fitting(
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     over_long: str,
     *,
     max_reply_tokens: int | None = None,
-) -> tuple[SFTBatch, dict[str, int]]:
+) -> tuple[list[collate.Encoded], dict[str, int]]:
+    """The encoded records, without (or with a cut form of) those that are too long, and how many were."""
     text = bool(records) and "text" in records[0]
     given = [record["text" if text else "messages"] for record in records]
     encode: Any = collate.encode_texts if text else collate.encode_demonstrations
@@ -245,7 +249,7 @@ def _packed(
     counts |= {"cut": cut} if cut else {}
     not_learnt = sum(document.replies_not_learnt for document in fitting)
     counts |= {"replies_not_learnt": not_learnt} if not_learnt else {}
-    return collate.pack(fitting, max_length, _pad(tokenizer)), counts
+    return fitting, counts
 
 
 def fitting_comparisons(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from rlhf_lightning.data.records import Record
+from rlhf_lightning.data.records import Record, prompt_key
 from rlhf_lightning.data.stored import LazyRecords
 
 
@@ -17,7 +17,7 @@ class WithForeign(LazyRecords):
     """Each comparison with `foreign` more completions, below all of its own: the best ones of other comparisons.
 
     Which ones follows from the seed and the place alone; nothing is read before it is asked for. A record keeps fewer
-    where a draw finds a completion that it has already.
+    where a draw finds its own prompt again, or a completion that it has already.
     """
 
     def __init__(self, records: Sequence[Record], foreign: int, *, seed: int) -> None:
@@ -30,7 +30,9 @@ class WithForeign(LazyRecords):
         record, others = self.records[index], len(self.records) - 1
         rng = random.Random(f"{self.seed}/{index}")
         drawn = rng.sample(range(others), min(self.foreign, others))
-        texts = [best_completion(self.records[i + (i >= index)]) for i in drawn]
+        found = [self.records[i + (i >= index)] for i in drawn]
+        own = prompt_key(record["prompt"])
+        texts = [best_completion(other) for other in found if prompt_key(other["prompt"]) != own]
         new = [text for text in dict.fromkeys(texts) if text not in record["completions"]]
         return with_losers(record, new)
 

@@ -39,19 +39,25 @@ class Responses(TensorBatch):
 
 @contextmanager
 def cast_once(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Under autocast, cast the weights that are trained once for all tokens of a batch and not for each.
+    """Under autocast, cast the weights once for all tokens of a batch and not for each.
 
-    Lightning's autocast keeps no casts. These are forgotten at the end: they were made without a graph, and the
-    weights are about to change. Of a model that is spread over processes none are kept: they would be whole.
+    Lightning's autocast keeps no casts, and torch's only those of weights that are trained: frozen ones pass for such
+    meanwhile. The casts are forgotten at the end: they were made without a graph, and the weights are about to change.
+    Of a model that is spread over processes none are kept: they would be whole.
     """
     if not torch.is_autocast_enabled(device.type) or is_sharded(model):
         yield
         return
     dtype = torch.get_autocast_dtype(device.type)
+    still = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    for parameter in still:
+        parameter.requires_grad_(True)
     try:
         with torch.autocast(device.type, dtype=dtype, cache_enabled=True):
             yield
     finally:
+        for parameter in still:
+            parameter.requires_grad_(False)
         torch.clear_autocast_cache()
 
 

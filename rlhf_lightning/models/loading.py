@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -220,7 +221,8 @@ def scorer_on(policy: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
             f" family, got {type(policy).__name__}"
         )
     config.num_labels = 1
-    scorer = AutoModelForSequenceClassification.from_config(config, **_options(model))
+    with no_init_weights():
+        scorer = AutoModelForSequenceClassification.from_config(config, **_options(model))
     backbone(scorer).load_state_dict(backbone(policy).state_dict())
     nn.init.zeros_(scorer.score.weight)
     return prepare(scorer, model)
@@ -249,11 +251,12 @@ def grow_embeddings(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast)
 
 def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     """Every dropout off (a stage that wants it turns it on), a scalar head in fp32, checkpointing of activations."""
-    set_dropout(module, 0.0)
     if isinstance(head := getattr(module, "score", None), nn.Linear):
         module.score = ScalarHead.of(head)
-    for part in module.modules():  # some layers keep the probability as a number (attention, OPT)
-        for name, value in list(vars(part).items()):
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name, value in list(vars(part).items()):  # some keep it as a number (attention, OPT)
             if "dropout" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
     if model.gradient_checkpointing:
@@ -263,21 +266,42 @@ def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
             module.activation_checkpointing_enable(kind)
         else:  # its name in earlier transformers
             module.gradient_checkpointing_enable(kind)
+    return compiled(module, model)
+
+
+def compiled(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+    """The model, its backbone compiled where `model.compile` says so: what policies and scalar heads alike call.
+
+    A deep copy of it must be compiled again.
+    """
     if model.compile:
-        module.compile()
+        backbone(module).compile()
     return module
 
 
 def set_dropout(module: nn.Module, probability: float) -> int:
-    """Set every dropout layer but those of adapters, which have a setting of their own; returns how many there are."""
-    layers = [
-        m
-        for name, m in module.named_modules()
-        if isinstance(m, nn.Dropout) and "lora_dropout" not in name
+    """Set the dropout of residuals and embeddings; returns in how many places there is one.
+
+    That of attention and of adapters stays: the latter have a setting of their own.
+    """
+    places = [
+        (part, "p" if isinstance(part, nn.Dropout) else "dropout")
+        for name, part in module.named_modules()
+        if (isinstance(part, nn.Dropout) and not name.endswith(_OTHER_DROPOUT))
+        # OPT keeps a number
+        or (
+            isinstance(getattr(part, "dropout", None), float)
+            and "Attention" not in type(part).__name__
+        )
+        if "lora_dropout" not in name
     ]
-    for layer in layers:
-        layer.p = probability
-    return len(layers)
+    for part, key in places:
+        setattr(part, key, probability)
+    return len(places)
+
+
+_OTHER_DROPOUT = (".attn_dropout", ".attention_dropout")
+"""Of attention weights, by the names of GPT-2 and GPT-NeoX."""
 
 
 def frozen(module: Model) -> Model:

@@ -8,6 +8,7 @@ arXiv:2203.02155 (PPO-ptx, EMA).
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -217,8 +218,8 @@ class PPOModule(LightningModule):
         require_finite(rollout.scores, where=self.progress.where, what="score")
         return rollout
 
-    def update(self, experience: Experience, pretraining: SFTBatch | None) -> dict[str, float]:
-        """Epochs of minibatch steps on one iteration's experience; returns means over the steps taken."""
+    def update(self, experience: Experience, pretraining: Sequence[SFTBatch]) -> dict[str, float]:
+        """Epochs of minibatch steps on one iteration's experience; returns means over its minibatches."""
         return self.minibatches.epochs(
             experience,
             pretraining,

@@ -31,11 +31,13 @@ class Progress:
         return f"ppo: iteration {self.iteration}"
 
     def advance(self, hp: PPOConfig, *, episodes: int, kl: float) -> None:
-        """Count an iteration that is done; β follows its KL (k1, nats per sequence) where that is asked for."""
+        """Count an iteration that is done; β follows its KL (k1, nats per sequence) where that is asked for and the
+        policy may move."""
+        warming_up = self.is_warming_up(hp)
         self.iteration += 1
         self.episodes += episodes
         self.kl = kl
-        if hp.adaptive_kl.enabled:
+        if hp.adaptive_kl.enabled and not warming_up:
             self.kl_coef = adapt_kl_coef(
                 self.kl_coef,
                 kl,
@@ -43,6 +45,10 @@ class Progress:
                 horizon=hp.adaptive_kl.horizon,
                 episodes=episodes,
             )
+
+    def is_warming_up(self, hp: PPOConfig) -> bool:
+        """Whether only the value model learns."""
+        return self.iteration < hp.critic_warmup_iterations
 
     def is_over(self, hp: PPOConfig) -> bool:
         """Whether the policy has come as far from the reference as it may."""

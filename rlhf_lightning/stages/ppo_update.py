@@ -56,19 +56,22 @@ class PPOUpdate:
     def epochs(
         self,
         experience: Experience,
-        pretraining: SFTBatch | None,
+        pretraining: Sequence[SFTBatch],
         progress: Progress,
         *,
         optimizer: Any,
         generator: torch.Generator,
     ) -> dict[str, float]:
-        """All epochs, or as many as `target_kl` allows; returns means over the steps taken."""
+        """All epochs, or as many as `target_kl` allows; returns means over the minibatches that were looked at.
+
+        `pretraining` is the text of each minibatch, or empty.
+        """
         taken: list[dict[str, float]] = []
         for epoch in range(self.hp.epochs):
             minibatches = shuffled_minibatches(
                 experience, self.hp.minibatch_size, generator, group_size=self.hp.update_group_size
             )
-            texts = _shares(pretraining, len(minibatches))
+            texts = pretraining or [None] * len(minibatches)
             for minibatch, text in zip(minibatches, texts, strict=True):
                 first = epoch == 0 and not taken
                 step = self.step(minibatch, text, progress, optimizer=optimizer, first=first)
@@ -108,16 +111,16 @@ class PPOUpdate:
                 allowed=hp.ratio_tolerance,
                 where=progress.where,
             )
-        if text is not None and not self._warming_up(progress):
-            sums["ptx_loss"] = self._text_backward(text, progress)
         step = {name: value.item() for name, value in sums.items()} | {"stopped": 0.0}
         if hp.ratio_spike is not None and step["ratio_mean"] > hp.ratio_spike:
             progress.skipped_minibatches += 1
             self.gradients.discard_gradients(optimizer)
-            return step | {"grad_norm": 0.0}
+            return step
         if hp.target_kl is not None and step["approx_kl"] > EARLY_STOP_FACTOR * hp.target_kl:
             self.gradients.discard_gradients(optimizer)
-            return step | {"grad_norm": 0.0, "stopped": 1.0}
+            return step | {"stopped": 1.0}
+        if text is not None and not progress.is_warming_up(hp):
+            step["ptx_loss"] = self._text_backward(text, progress)
         step["grad_norm"] = step_optimizer(
             optimizer,
             self.parameters(),
@@ -141,7 +144,7 @@ class PPOUpdate:
 
         One that does not count leaves a gradient of 0.
         """
-        shared, warming_up = self.hp.value_kind == "shared", self._warming_up(progress)
+        shared, warming_up = self.hp.value_kind == "shared", progress.is_warming_up(self.hp)
         states_of = hidden_states_of(self.policy) if shared else nullcontext([])
         with torch.set_grad_enabled(not warming_up), states_of as hidden:
             actor, logprobs, statistics = actor_losses(self.policy, micro, self.hp, tokens=tokens)
@@ -165,9 +168,9 @@ class PPOUpdate:
             self.manual_backward(actor + critic if shared and not warming_up else critic)
         return statistics | found
 
-    def _text_backward(self, text: SFTBatch, progress: Progress) -> Tensor:
+    def _text_backward(self, text: SFTBatch, progress: Progress) -> float:
         """Add γ_ptx times the gradient of the text's mean token loss; returns that mean."""
-        # 1: a share of padding alone (all its texts were too long) adds nothing
+        # 1: padding alone (all its texts were too long) adds nothing
         targets = max(int(text.loss_mask[:, 1:].sum()), 1)
         total = torch.zeros((), device=text.ids.device)
         size = piece_size(len(text.ids), self.hp.micro_batch_size)
@@ -178,17 +181,13 @@ class PPOUpdate:
             self.manual_backward(self.hp.ptx.coef * (loss if counts else 0 * loss))
             if counts:
                 total += loss.detach()
-        return all_sum(total)
+        return all_sum(total).item()
 
     @property
     def _largest(self) -> set[str]:
         """Statistics of which a minibatch has the largest, not the sum, of its micro-batches."""
         exact = computing_dtype(self.policy) == torch.float32
         return {"ratio_max", "ratio_error"} if exact else {"ratio_max"}
-
-    def _warming_up(self, progress: Progress) -> bool:
-        """Whether only the value model learns."""
-        return progress.iteration < self.hp.critic_warmup_iterations
 
 
 def _of_all_processes(sums: dict[str, Tensor], *, largest: set[str]) -> dict[str, Tensor]:
@@ -204,9 +203,9 @@ def _of_all_processes(sums: dict[str, Tensor], *, largest: set[str]) -> dict[str
 
 
 def _statistics(taken: list[dict[str, float]], progress: Progress) -> dict[str, float]:
-    """Means over the steps under the names that are logged."""
+    """Means over the minibatches under the names that are logged."""
     found: dict[str, list[float]] = {}
-    for step in taken:  # not every step has text
+    for step in taken:  # one that took no step has no norm and no text
         for name, value in step.items():
             found.setdefault(name, []).append(value)
     names = [name for name in found if name not in ("stopped", "ratio_max")]
@@ -217,11 +216,3 @@ def _statistics(taken: list[dict[str, float]], progress: Progress) -> dict[str, 
         "ppo/skipped_minibatches": float(progress.skipped_minibatches),
         "ppo/early_stops": float(progress.early_stops),
     }
-
-
-def _shares(text: SFTBatch | None, count: int) -> list[SFTBatch | None]:
-    """The pretraining rows, dealt to `count` minibatches."""
-    if text is None:
-        return [None] * count
-    parts = torch.arange(len(text.ids)).tensor_split(count)
-    return [text.rows(part) if len(part) else None for part in parts]

@@ -140,7 +140,7 @@ class RewardModule(LightningModule):
             "reward/val/pairwise_accuracy": self.val_accuracy,
             "reward/val/loss": loss / max(prompts, 1),
         }
-        log_metrics(self, metrics, step=self.trainer.global_step)
+        log_metrics(self, metrics, step=self.trainer.fit_loop.total_batch_idx + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"val_accuracy": self.val_accuracy}

@@ -129,7 +129,9 @@ class SFTModule(LightningModule):
         self.val_loss = float(loss) / max(tokens, 1)
         self._val_sums.clear()
         log_metrics(
-            self, {f"{self.hp.stage}/val/loss": self.val_loss}, step=self.trainer.global_step
+            self,
+            {f"{self.hp.stage}/val/loss": self.val_loss},
+            step=self.trainer.fit_loop.total_batch_idx + 1,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -92,6 +92,11 @@ def run(job: Job) -> dict[str, float]:
             f" ppo.stop_at_kl={hp.stop_at_kl:g}"
         )
     module.export_average()  # what is exported is what is measured
+    if hp.ema_decay is not None:
+        left = hp.ema_decay**done.iteration
+        job.say(
+            f"the policy is its average now, {left:.0%} of which are the weights that it began with"
+        )
     if module.ema is not None or module.validated_at != done.iteration:
         trainer.validate(module, validation, verbose=False)
     figure = score_over_kl(read_metrics(job.run.metrics_csv)) if is_first() else None

@@ -27,7 +27,7 @@ from rlhf_lightning.models.adapters import (
     freeze_adapter,
     load_adapter,
 )
-from rlhf_lightning.models.loading import frozen, scorer_on
+from rlhf_lightning.models.loading import compiled, frozen, scorer_on
 from rlhf_lightning.runs.artifact import load_config
 from rlhf_lightning.tasks.job import Job, add_trained_adapter
 from rlhf_lightning.tasks.scorers import trained_scorer
@@ -57,7 +57,7 @@ def ppo_models(
         )
         add_trained_adapter(job, separate, hp.lora)
     if hp.lora is None:
-        reference: nn.Module = frozen(copy.deepcopy(policy))
+        reference: nn.Module = frozen(compiled(copy.deepcopy(policy), job.root.model))
         learned: dict[str, nn.Module] = {
             r: frozen(trained_scorer(job, r, tokenizer)) for r in roles
         }

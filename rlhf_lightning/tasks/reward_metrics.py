@@ -83,8 +83,9 @@ def accuracies(
     test = scored(job, model, tokenizer, held_out["test"], what="test")
     both = [*validation, *test]
     gold = [o for record, scores in both for o in _gold_outcomes(job, record, scores)]
-    metrics = split_metrics(validation) | {
-        f"{name}/test": value for name, value in split_metrics(test).items()
+    gain = float(getattr(model.config, "reward_gain", 1.0))  # type: ignore[arg-type]
+    metrics = split_metrics(validation, gain=gain) | {
+        f"{name}/test": value for name, value in split_metrics(test, gain=gain).items()
     }
     metrics |= {
         "reward/pairwise_accuracy_held_out_labelers": _accuracy(test),
@@ -101,14 +102,17 @@ def accuracies(
     return metrics if agreement is None else metrics | {"labelers/agreement": agreement}
 
 
-def split_metrics(judged: Sequence[Judged]) -> dict[str, float]:
-    """The accuracies of one split, all counted on the same pairs: those of the completions that fit."""
+def split_metrics(judged: Sequence[Judged], *, gain: float = 1.0) -> dict[str, float]:
+    """The accuracies of one split, all counted on the same pairs: those of the completions that fit.
+
+    `gain` is what the scores were scaled by after training; σ of a difference is a probability without it.
+    """
     accuracy, baseline = _accuracy(judged), _accuracy(by_length(judged))
     return {
         "reward/pairwise_accuracy": accuracy,
         "reward/length_baseline_accuracy": baseline,
         "reward/accuracy_over_length_baseline": accuracy - baseline,
-        "reward/ece": _calibration(judged),
+        "reward/ece": _calibration(judged, gain),
         "reward/pairs": float(sum(len(pairs_of(record)[0]) for record, _ in judged)),
         **_by_source(judged),
         **_by_agreement(judged),
@@ -183,10 +187,10 @@ def _gold_outcomes(job: Job, record: dict[str, Any], scores: torch.Tensor) -> li
     return _outcomes(pairs, scores)
 
 
-def _calibration(judged: Iterable[Judged]) -> float:
+def _calibration(judged: Iterable[Judged], gain: float) -> float:
     differences = [
         scores[w] - scores[x] for record, scores in judged for w, x in pairs_of(record)[0]
     ]
     if not differences:
         return float("nan")
-    return float(expected_calibration_error(torch.stack(differences).sigmoid()))
+    return float(expected_calibration_error((torch.stack(differences) / gain).sigmoid()))

@@ -8,7 +8,7 @@ from rlhf_lightning.config import (
     SFTConfig,
     SourceConfig,
 )
-from rlhf_lightning.data import batching
+from rlhf_lightning.data import batching, collate
 from rlhf_lightning.data.loader import ResumableLoader
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.errors import UserError
@@ -123,12 +123,47 @@ def test_ppo_prompts_are_new_ones_and_long_ones_are_replaced(tokenizer):
     assert loader.counts["prompts"] == 24
     assert loader.counts["prompts_too_long"] == 5
     assert loader.counts["texts"] + loader.counts["texts_too_long"] == 48
-    assert all(batch.pretraining.mask.any() for batch in batches)
+    assert all(len(batch.pretraining) == hp.minibatches == 2 for batch in batches)
+    assert all(text.mask.any() for batch in batches for text in batch.pretraining)
+
+
+def test_ppo_texts_are_dealt_to_minibatches_before_packing_sorts_them(tokenizer):
+    """Dealt after it, the first minibatch had the longest texts and the last ones none at all."""
+    hp = ppo(minibatch_size=2, micro_batch_size=2, ptx=PTXConfig(coef=1, examples_per_episode=1))
+    source = mixture()
+    batch = next(iter(batching.prompt_batches(source, tokenizer, hp=hp)))
+    texts = [source.record("text", "train", i)["text"] for i in range(8)]
+    deals = [collate.encode_texts(tokenizer, texts[i::4], 140) for i in range(4)]
+    for text, deal in zip(batch.pretraining, deals, strict=True):
+        assert sorted(int(n) for n in (text.loss_mask.sum(1))) == [
+            sum(sum(document.loss_mask) for document in deal)
+        ]
+
+
+def test_a_later_batch_may_lose_all_its_texts(tokenizer):
+    """It would end a run in its middle, and every time again."""
+    hp = ppo(max_prompt_tokens=40, max_response_tokens=8, ptx=PTXConfig(coef=1))
+    source = mixture()
+    record = source.record
+
+    def only_long_ones_after_the_first_batch(kind, split, index):
+        long = kind == "text" and index >= 8
+        return {"text": "a b c d e f g h " * 200} if long else record(kind, split, index)
+
+    source.record = only_long_ones_after_the_first_batch
+    loader = batching.prompt_batches(source, tokenizer, hp=hp)
+    first, *others = list(loader)
+    assert any(text.mask.any() for text in first.pretraining)
+    assert not any(text.mask.any() for batch in others for text in batch.pretraining)
+    assert loader.counts["texts_too_long"] >= 16
+    loader = batching.prompt_batches(source, tokenizer, hp=hp, start=24)
+    with pytest.raises(UserError, match=r"^ppo\.max_prompt_tokens \+ .* all 8 of the first batch"):
+        next(iter(loader))
 
 
 def test_ppo_batches_can_be_made_alone(tokenizer):
     straight = list(batching.prompt_batches(mixture(long_every=5), tokenizer, hp=ppo()))
-    assert straight[0].pretraining is None
+    assert straight[0].pretraining == []
     resumed = batching.prompt_batches(mixture(long_every=5), tokenizer, hp=ppo())
     resumed.load_state_dict({"position": 2, "total": 3, "counts": {}})
     assert [indices(b) for b in resumed] == [indices(straight[2])]

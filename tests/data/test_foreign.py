@@ -37,6 +37,14 @@ def test_the_best_of_others_loses_against_each_own_and_own_pairs_stay(make: Any)
     assert list(found) != list(WithForeign(records, 2, seed=4))
 
 
+def test_an_answer_to_the_same_prompt_is_not_foreign() -> None:
+    twice = [ranked(1), ranked(2) | {"prompt": ranked(1)["prompt"]}, ranked(3)]
+    found = WithForeign(twice, 2, seed=0)
+    assert found[0]["completions"] == ["bad 1", "good 1", "good 3"]
+    assert found[1]["completions"] == ["bad 2", "good 2", "good 3"]
+    assert found[2]["completions"][2:] in (["good 1", "good 2"], ["good 2", "good 1"])
+
+
 def test_a_completion_is_never_set_against_itself_and_one_record_has_no_others() -> None:
     same = [ranked(1), ranked(1) | {"prompt": ranked(2)["prompt"]}]
     assert [r["completions"] for r in WithForeign(same, 1, seed=0)] == [["bad 1", "good 1"]] * 2

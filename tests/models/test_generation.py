@@ -134,6 +134,21 @@ class CountsCasts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_under_autocast_frozen_weights_are_cast_once_too(trained):
+    """torch's cache takes weights that want a gradient only: an adapter's backbone was cast for every token."""
+    model, prompts = tiny_policy().eval().requires_grad_(trained), prompt_batch([3, 7, 5, 1])
+    settings = {"max_new_tokens": 12, "temperature": 1.0, "eos_id": EOS, "pad_id": PAD}
+    with (
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+        CountsCasts(model) as mode,
+        cast_once(model, torch.device("cpu")),
+    ):
+        sample(model, prompts, **settings, generator=torch.Generator().manual_seed(0))
+    assert mode.casts == sum(p.dim() == 2 for p in model.parameters()) - 1
+    assert all(p.requires_grad is trained for p in model.parameters())
+
+
 def test_under_autocast_a_weight_is_cast_once_for_a_batch_and_the_cast_is_forgotten(monkeypatch):
     """As Lightning trains with bf16-mixed: its autocast keeps no casts, since weights change between steps."""
     model, prompts = tiny_policy().eval(), prompt_batch([3, 7, 5, 1])

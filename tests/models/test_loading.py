@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -19,6 +20,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import add_adapter, backbone, save_adapter
 from rlhf_lightning.models.forward import sequence_scores
 from rlhf_lightning.models.loading import (
+    compiled,
     load_policy,
     load_scorer,
     load_tokenizer,
@@ -105,10 +107,38 @@ def test_every_dropout_is_off_until_a_stage_turns_it_on(policy_folder) -> None:
     model = load_policy(folder, config(family)).train()
     ids = torch.arange(10)[None]
     torch.testing.assert_close(model(ids).logits, model(ids).logits)
-    assert set_dropout(model, 0.5) == (0 if family == "llama" else 7)  # 1 + 3 in each of 2 layers
+    assert set_dropout(model, 0.5) == (0 if family == "llama" else 5)  # 1 + 2 in each of 2 layers
     assert torch.equal(model(ids).logits, model(ids).logits) == (family == "llama")
     set_dropout(model, 0.0)
     torch.testing.assert_close(model(ids).logits, model(ids).logits)
+
+
+def test_dropout_that_is_kept_as_a_number_and_none_of_attention(tokenizer) -> None:
+    """OPT's was switched off and never on again."""
+    shape = {"model_type": "opt", "hidden_size": 64, "ffn_dim": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "word_embed_proj_dim": 64, "attention_dropout": 0.1}
+    model = ModelConfig(name="tiny", architecture=shape, context_length=32)
+    opt = new_policy(model, tokenizer, seed=0).train()
+    ids = torch.arange(10)[None]
+    assert torch.equal(opt(ids).logits, opt(ids).logits)
+    assert set_dropout(opt, 0.5) == 3  # the decoder's and one in each of 2 layers
+    assert not torch.equal(opt(ids).logits, opt(ids).logits)
+    attention = [m for m in opt.modules() if type(m).__name__ == "OPTAttention"]
+    assert [m.dropout for m in attention] == [0.0, 0.0]
+
+
+# of torch's own, where it is imported
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_compile_compiles_what_policies_and_scalar_heads_call(tokenizer, policy_folder) -> None:
+    """A scalar head never calls its whole model: compiled was what nobody called."""
+    family, folder = policy_folder
+    model = replace(config(family), compile=True)
+    scorer = new_scorer(folder, model, seed=0)
+    policy = load_policy(folder, model)
+    reference = compiled(copy.deepcopy(policy), model)
+    for module in (policy, scorer, reference, scorer_on(policy, model)):
+        assert backbone(module)._compiled_call_impl is not None
+    assert backbone(load_policy(folder, config(family)))._compiled_call_impl is None
 
 
 def test_a_reward_model_keeps_its_bias_and_gain_on_disk(

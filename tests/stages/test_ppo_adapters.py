@@ -83,8 +83,8 @@ def test_a_shared_value_head_reads_the_policys_own_states_in_one_pass():
 
 
 def test_a_warming_up_shared_head_leaves_the_policy_alone():
-    ppo = adapted(replace(HP, lora=LORA, value="shared", critic_warmup_iterations=1, iterations=1))
-    fit(ppo)
+    ppo = adapted(replace(HP, lora=LORA, value="shared", critic_warmup_iterations=1, iterations=2))
+    fit(ppo, batches(1))
     assert not any(p.any() for n, p in adapter_state(ppo.policy, TRAINED).items() if "lora_B" in n)
     assert ppo.value.score.weight.any()
 

@@ -16,9 +16,13 @@ from tests.tiny import prompt_batch, tiny_policy
 
 
 def test_critic_warmup_leaves_the_policy_alone_and_moves_the_value_model():
-    ppo = module(replace(HP, iterations=1, critic_warmup_iterations=1))
+    adaptive = AdaptiveKLConfig(enabled=True, horizon=100)
+    ppo = module(replace(HP, iterations=2, critic_warmup_iterations=1, adaptive_kl=adaptive))
     policy, value = copy.deepcopy(ppo.policy.state_dict()), copy.deepcopy(ppo.value.state_dict())
-    fit(ppo)
+    fit(ppo, batches(1, texts=HP.minibatches))
+    assert (
+        ppo.progress.kl_coef == HP.kl_coef
+    )  # a KL of 0 says nothing where the policy stands still
     assert all(torch.equal(policy[k], v) for k, v in ppo.policy.state_dict().items())
     assert not torch.equal(value["score.weight"], ppo.value.score.weight)
 
@@ -81,17 +85,21 @@ def test_a_limit_that_is_not_reached_changes_nothing():
 
 
 def test_a_ratio_spike_skips_the_minibatch_and_counts_it():
-    ppo = module(replace(HP, iterations=1, ratio_spike=1e-6))
+    hp = replace(HP, iterations=1, ptx=PTXConfig(coef=1.0))
+    hp.ratio_spike = 1e-6  # refused in a config: every minibatch is one
+    ppo = module(hp)
     before = weights(ppo)
-    seen = fit(ppo)[0]
+    ppo.minibatches._text_backward = None  # text is not computed for a step that is not taken
+    seen = fit(ppo, batches(1, texts=HP.minibatches))[0]
     assert seen["ppo/skipped_minibatches"] == 4  # 2 epochs × 2 minibatches
     assert torch.equal(before, weights(ppo))
+    assert "ppo/grad_norm" not in seen and "ppo/ptx_loss" not in seen
 
 
 def test_ptx_adds_the_text_loss_times_its_coefficient():
     plain, mixed = module(HP), module(replace(HP, ptx=PTXConfig(coef=1.0)))
     fit(plain)
-    seen = fit(mixed, batches(3, text=True))
+    seen = fit(mixed, batches(3, texts=HP.minibatches))
     assert seen[0]["ppo/ptx_loss"] > 0
     assert not torch.equal(weights(plain), weights(mixed))
 

@@ -53,9 +53,13 @@ def module(hp: PPOConfig = HP, **changes: Any) -> PPOModule:
     return PPOModule(hp, **(arguments | changes))
 
 
-def batches(count: int, *, text: bool = False) -> list[PPOBatch]:
+def batches(count: int, *, texts: int = 0) -> list[PPOBatch]:
+    """Prompts, with the same text for each of `texts` minibatches."""
     return [
-        PPOBatch(prompt_batch([3, 5, 2, 6, 4, 4, 7, 1], seed=i), packed_text() if text else None)
+        PPOBatch(
+            prompt_batch([3, 5, 2, 6, 4, 4, 7, 1], seed=i),
+            [packed_text()] * texts,
+        )
         for i in range(count)
     ]
 

@@ -51,14 +51,14 @@ def module(stage: str, **changes: Any) -> LightningModule:
     return ppo_of.module(hp, optimizer=ADAM, seed=1, **without)
 
 
-def batch(stage: str, number: int) -> Any:
+def batch(stage: str, number: int, *, texts: int = 0) -> Any:
     if number == LOST and stage != "ppo":  # all its examples were too long
         return pack([], 16, PAD) if stage == "sft" else collate_comparisons([], PAD)
     if stage == "sft":  # five documents and odd rows: the processes do not get equally many
         return pack(documents([9, 7, 5, 4, 3, 3, 8], seed=number), 16, PAD)
     if stage == "reward":
         return comparisons()
-    return ppo_of.batches(number + 1, text=True)[number]
+    return ppo_of.batches(number + 1, texts=texts)[number]
 
 
 @dataclass
@@ -123,7 +123,8 @@ def train(
         callbacks=[kept],
         **trainer_options(strategy, grad_clip=1.0),
     )
-    train_loader = ResumableLoader(lambda i: batch(stage, i), STEPS[stage])
+    texts = trained_module.hp.minibatches if stage == "ppo" else 0
+    train_loader = ResumableLoader(lambda i: batch(stage, i, texts=texts), STEPS[stage])
     prompts = (lambda i: batch(stage, i).prompts) if stage == "ppo" else (lambda i: batch(stage, i))
     validation = BatchLoader(prompts, 1)
     checkpoint = find_checkpoint(folder)
