@@ -169,6 +169,7 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
         (["ppo.ratio_spike=1"], "ppo.ratio_spike must be null or > 1, got 1"),
         (["ppo.missing_eos=keep", "ppo.missing_eos_score=-2"], "must be left alone where ppo.missing_eos is keep, got -2"),
         (["ppo.adaptive_kl.enabled=true", "ppo.kl_coef=0"], "ppo.kl_coef must be > 0 where ppo.adaptive_kl.enabled"),
+        (["ppo.critic_warmup_iterations=2", "strategy=deepspeed_zero2", "trainer.devices=2"], "ppo.critic_warmup_iterations must be 0 where strategy=deepspeed_zero2"),
         (["ppo.critic_warmup_iterations=20"], "ppo.critic_warmup_iterations must be < ppo.iterations=20, got 20"),
         (["ppo.ptx.coef=1", "ppo.ptx.examples_per_episode=0.003"], "in each of an iteration's 2 minibatches"),
         (["mix.sources.mine.limit=3"], "mix.sources.mine must have one of path, hub and target, got none"),

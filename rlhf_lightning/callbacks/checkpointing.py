@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from rlhf_lightning.callbacks.log import drop_after
 from rlhf_lightning.callbacks.random_state import random_state, set_random_state
-from rlhf_lightning.errors import Interrupted
+from rlhf_lightning.errors import Interrupted, RunFailed
 from rlhf_lightning.processes import gather, largest, rank, wait_for_all, world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-LAST, PREVIOUS, PART = "last.ckpt", "previous.ckpt", "part.ckpt"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 FILES = "files.json"
 """In a checkpoint that is a folder: name → size of every file."""
+SEEN_S = 90.0
+"""How long another node may take to see, over NFS, what the first one sees."""
 
 logger = logging.getLogger(__name__)
 
@@ -169,22 +172,25 @@ class Checkpointing(pl.Callback):
 
 def save_checkpoint(trainer: pl.Trainer, folder: Path) -> Path:
     """Write `folder/last.ckpt` by way of a temporary name; the one before it stays as previous.ckpt."""
-    last, part, previous = folder / LAST, folder / PART, folder / PREVIOUS
+    last, previous = folder / LAST, folder / PREVIOUS
+    # a name that is never used twice: over NFS another node may take an old one for what it has become
+    part = folder / f"part-{trainer.fit_loop.total_batch_idx + 1}.ckpt"
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove(part)  # what a kill has left
+        for left in folder.glob("part*.ckpt"):  # by a kill
+            _remove(left)
     wait_for_all()
     trainer.save_checkpoint(part)
     wait_for_all()
     if trainer.is_global_zero:
         if part.is_dir():
             _close(part)
-        _sync(part)
+        sync(part)
         if last.exists():
             _remove(previous)
             os.replace(last, previous)
         os.replace(part, last)
-        _sync(folder)
+        sync(folder)
     trainer.strategy.barrier("checkpoint renamed")
     return last
 
@@ -197,35 +203,54 @@ def _remove(path: Path) -> None:
 
 
 def _close(folder: Path) -> None:
-    """Say which files a checkpoint of several processes has, once they are on disk."""
-    sizes = {}
-    for file in sorted(folder.iterdir()):
-        _sync(file)
-        sizes[file.name] = file.stat().st_size
+    """Say which files a checkpoint of several processes has; each has written its own to the disk.
+
+    Raises: RunFailed if one of them is not to be seen here.
+    """
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    if len(sizes) != world_size():
+        raise RunFailed(
+            f"a checkpoint of {world_size()} processes must have as many files, got {len(sizes)} in {folder}:"
+            " is it on a disk that all nodes share?"
+        )
     (folder / FILES).write_text(json.dumps(sizes), encoding="utf-8")
-    _sync(folder / FILES)
+    sync(folder / FILES)
 
 
 def find_checkpoint(folder: Path | str) -> Path | None:
-    """The newest whole checkpoint; one that is cut short or damaged is passed over with a warning."""
+    """The newest whole checkpoint; one that is cut short or damaged is passed over with a warning.
+
+    Several processes find the same one, each of them reading its share of the files; call it in all.
+    """
     for name in (LAST, PREVIOUS):
         path = Path(folder) / name
-        if path.exists():
-            if _is_whole(path):
+        if gather(path.exists())[0]:
+            # what is there, the first process says: it has written the list
+            if gather(bool(_files(path)))[0] and all(gather(_is_readable(path))):
                 return path
-            logger.warning("%s is damaged and is passed over", path)
+            if rank() == 0:
+                logger.warning("%s is damaged and is passed over", path)
     return None
 
 
-def _is_whole(path: Path) -> bool:
-    if path.is_dir():
-        try:
-            sizes: dict[str, int] = json.loads((path / FILES).read_text("utf-8"))
-        except (OSError, ValueError):
-            return False
-        there = {name: (path / name).stat().st_size for name in sizes if (path / name).is_file()}
-        return bool(sizes) and there == sizes and all(_is_zip(path / name) for name in sizes)
-    return _is_zip(path)
+def _files(path: Path) -> list[Path]:
+    """A checkpoint's files; none where one is missing or cut short."""
+    if not path.is_dir():
+        return [path]
+    try:
+        sizes: dict[str, int] = json.loads((path / FILES).read_text("utf-8"))
+        whole = all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return []
+    return [path / name for name in sorted(sizes)] if whole else []
+
+
+def _is_readable(path: Path) -> bool:
+    """Of several processes, each looks at its share."""
+    end = time.monotonic() + SEEN_S
+    while not (files := _files(path)) and time.monotonic() < end:
+        time.sleep(1.0)
+    return bool(files) and all(_is_zip(file) for file in files[rank() :: world_size()])
 
 
 def _is_zip(path: Path) -> bool:
@@ -249,7 +274,8 @@ def _validation_follows(trainer: pl.Trainer) -> bool:
     return bool(trainer.enable_validation) and loop.epoch_loop._should_check_val_fx(fetcher)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's or folder's content is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -166,7 +166,7 @@ def cross_check(root: RootConfig) -> None:
         require(given.launch == "local", "pipeline.launch", "local but in task=pipeline", "slurm")
         require(given.only is None, "pipeline.only", "null but in task=pipeline", given.only)
     check_processes(root.strategy, root.trainer or {})
-    _check_zero3(root)
+    _check_zero(root)
     check_global_batches(process_count(root.trainer), _global_batches(root))
 
 
@@ -203,8 +203,15 @@ def _check_reward_source(root: RootConfig) -> None:
     require(alone, "reward_source.member", "0 but in task=reward", root.reward_source.member)
 
 
-def _check_zero3(root: RootConfig) -> None:
-    """What copies weights of the policy as they are has no whole ones to copy under ZeRO-3."""
+def _check_zero(root: RootConfig) -> None:
+    """DeepSpeed gives every weight a gradient: of 0 where there is none, by which optimizers count and decay.
+
+    What copies weights of the policy as they are has no whole ones to copy under ZeRO-3.
+    """
+    if root.strategy.name.startswith("deepspeed"):
+        rule = f"0 where strategy={root.strategy.name} (the policy would decay; fsdp2 has it)"
+        warmup = root.ppo.critic_warmup_iterations
+        require(warmup == 0, "ppo.critic_warmup_iterations", rule, warmup)
     if root.strategy.name == "deepspeed_zero3":
         rule = "null where strategy=deepspeed_zero3 (fsdp2 spreads weights too, and has it)"
         ppo = root.ppo

@@ -16,14 +16,15 @@ OPTION = re.compile(r"[a-z][a-z0-9-]*")
 VALUE = re.compile(r"[\x20-\x7e]+")
 
 MANAGED = (
-    *("array", "chdir", "dependency", "error", "export", "export-file", "job-name", "kill-on-invalid-dep"),
-    *("no-requeue", "open-mode", "output", "parsable", "requeue", "signal", "wait", "wrap"),
+    *("array", "chdir", "clusters", "dependency", "error", "export", "export-file", "job-name", "kill-on-invalid-dep"),
+    *("no-requeue", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap"),
     # these have settings of their own
     *("account", "constraint", "cpus-per-task", "gpus-per-node", "mem", "nodes", "ntasks"),
     *("ntasks-per-node", "partition", "qos", "reservation", "time"),
 )  # fmt: skip
 """Options of sbatch that `extra` may not hold."""
 
+MOST_GB, MOST_SIGNAL_S = 2**20, 65535
 REPORT = "report"
 """The job of a pipeline that links and draws: one process on one node, unless `stages` says more."""
 
@@ -83,14 +84,28 @@ class SlurmConfig:
             self._check_count(name, 1)
         for name in ("gpus_per_node", "max_requeues"):
             self._check_count(name, 0)
-        ok = self.mem_gb is None or self.mem_gb > 0
-        require(ok, "slurm.mem_gb", "> 0", self.mem_gb)
+        # SLURM reads 0 as the whole node
+        ok = self.mem_gb is None or 1 / 1024 <= self.mem_gb <= MOST_GB
+        require(ok, "slurm.mem_gb", f"null or in [1/1024, {MOST_GB:,}] GB", self.mem_gb)
         ok = self.max_parallel is None or self.max_parallel >= 1
         require(ok, "slurm.max_parallel", ">= 1", self.max_parallel)
+        short = 0 < self.gpus_per_node < self.tasks_per_node
+        rule = f"0 or >= slurm.tasks_per_node={self.tasks_per_node}"
+        require(not short, "slurm.gpus_per_node", rule, self.gpus_per_node)
+        most = MOST_SIGNAL_S
+        require(
+            self.signal_before_s <= most,
+            "slurm.signal_before_s",
+            f"<= {most}",
+            self.signal_before_s,
+        )
         limit = 60 * self.time_min
         rule = f"below slurm.time_min={self.time_min} ({limit} s)"
         ok = self.signal_before_s < limit
         require(ok, "slurm.signal_before_s", rule, self.signal_before_s)
+        extra = cast("object", self.extra)  # `stages` has no types of its own
+        ok = extra is None or isinstance(extra, Mapping)
+        require(ok, "slurm.extra", "options of sbatch with their values", self.extra)
         for option, value in (self.extra or {}).items():
             self._check_option(option, value)
 
@@ -102,9 +117,12 @@ class SlurmConfig:
 
     def _check_option(self, option: str, value: object) -> None:
         key = f"slurm.extra.{option}"
-        ok = OPTION.fullmatch(option) is not None and option not in MANAGED
+        # sbatch also takes the beginning of an option for it
+        ok = OPTION.fullmatch(option) is not None and not any(m.startswith(option) for m in MANAGED)
         require(ok, "slurm.extra", "options of sbatch that have no setting of their own", option)
-        ok = value is True or VALUE.fullmatch(str(value)) is not None
+        ok = value is True or (
+            isinstance(value, int | float | str) and VALUE.fullmatch(str(value)) is not None
+        )
         require(ok and value is not False, key, "true, a number or one line of text", value)
 
 
@@ -135,6 +153,13 @@ class PipelineSlurmConfig(SlurmConfig):
         common = SlurmConfig(**{name: getattr(self, name) for name in known})
         if job == REPORT:
             common = replace(common, nodes=1, tasks_per_node=1)
+        parallel = settings.get("max_parallel")
+        require(
+            parallel is None, f"{key}.max_parallel", "null: stages wait for each other", parallel
+        )
+        words: object = settings.get("command")
+        ok = words is None or not isinstance(words, str)
+        require(ok, f"{key}.command", "a list of words", words)
         try:
             return replace(common, **settings)
         except UserError as error:

@@ -6,12 +6,15 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_lightning.errors import RunFailed, UserError
@@ -28,8 +31,11 @@ CPU_BINDING = "SLURM_CPU_BIND"
 COMMAND = (sys.executable, "-m", "rlhf_lightning.launch.rank")
 PARENT = "RLHF_PARENT"
 """Process id of this process, for its children."""
+MEETING = "RLHF_MEETING"
+"""The file by which processes of one node find each other."""
 PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
+SRUN_SAYS = ("srun: error:", "srun: fatal:")
 SRUN_END_S = 60.0
 GRACE_S = 10.0
 """How long the others have, when one process has ended, to end by themselves: after a signal all do."""
@@ -58,6 +64,10 @@ class Started:
     """Not the process itself, but the srun that has started it, perhaps elsewhere."""
     killed: bool = False
     """By us: it waited for another one that had ended."""
+    errors: list[str] = field(default_factory=list)
+    """What srun itself said was wrong."""
+    reader: threading.Thread | None = None
+    """Passes srun's stderr on."""
 
 
 def in_processes(
@@ -76,25 +86,29 @@ def in_processes(
     Raises: what the first process to fail would have raised here; RunFailed where one was killed.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(
+        parents=True, exist_ok=True
+    )  # over NFS a file that a dying process still holds may be left
     write_text(folder / "config.yaml", config_yaml)
     orders.write(folder)
-    started = start(folder, ranks)
-    try:
-        _until_all_ended(started, stop, watch)
-    finally:
-        for one in started:
-            one.killed = one.process.poll() is None
-            _end(one)
+    # on this machine's own disk: processes of one node meet by locks, which not every shared file system has
+    with tempfile.TemporaryDirectory(prefix="rlhf-", ignore_cleanup_errors=True) as meeting:
+        started = start(folder, ranks, Path(meeting))
+        try:
+            _until_all_ended(started, stop, watch)
+        finally:
+            for one in started:
+                one.killed = one.process.poll() is None
+                _end(one)
     metrics = _result(folder, started, ranks, stop)
     shutil.rmtree(folder, ignore_errors=True)
     return metrics
 
 
-def start(folder: Path, ranks: Ranks) -> list[Started]:
-    """The processes: our own children on one node, those of one `srun` on several.
+def start(folder: Path, ranks: Ranks, meeting: Path) -> list[Started]:
+    """The processes: our own children on one node, which meet in `meeting`, those of one `srun` on several.
 
-    Raises: UserError for several nodes outside of a SLURM job.
+    Raises: UserError for several nodes outside of a SLURM job, or in one that has fewer.
     """
     command = [*COMMAND, str(folder.resolve())]
     if ranks.nodes > 1:
@@ -102,12 +116,12 @@ def start(folder: Path, ranks: Ranks) -> list[Started]:
     # a child begins with our mask: it lets the signals through once it listens, and none is lost before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        return [_child(command, rank, ranks) for rank in range(ranks.count)]
+        return [_child(command, rank, ranks, meeting) for rank in range(ranks.count)]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _child(command: list[str], rank: int, ranks: Ranks) -> Started:
+def _child(command: list[str], rank: int, ranks: Ranks, meeting: Path) -> Started:
     environment = {
         "OMP_NUM_THREADS": str(max(_cores() // ranks.devices, 1)),
         **_inherited(),
@@ -116,6 +130,7 @@ def _child(command: list[str], rank: int, ranks: Ranks) -> Started:
         "WORLD_SIZE": str(ranks.count),
         "LOCAL_WORLD_SIZE": str(ranks.devices),
         PARENT: str(os.getpid()),
+        MEETING: str(meeting / "meeting"),
     }
     process = subprocess.Popen(
         command,
@@ -136,8 +151,13 @@ def _cores() -> int:
 def _under_srun(command: list[str], ranks: Ranks) -> Started:
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError(f"trainer.num_nodes must be 1 outside of a SLURM job, got {ranks.nodes}")
+    there = int(os.environ.get("SLURM_JOB_NUM_NODES", ranks.nodes))
+    if there < ranks.nodes:
+        raise UserError(
+            f"trainer.num_nodes must be <= {there}, the nodes of the SLURM job, got {ranks.nodes}"
+        )
     first = _first_host(os.environ["SLURM_JOB_NODELIST"])
-    port = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+    port = str(_free_port(first, int(os.environ["SLURM_JOB_ID"])))
     # srun gives one core to a process unless it is told, whatever the job has
     cores = max(int(os.environ.get("SLURM_CPUS_ON_NODE", ranks.devices)) // ranks.devices, 1)
     # the step that this process is binds it to its own cores, on its own node: no mask for the ranks
@@ -148,15 +168,44 @@ def _under_srun(command: list[str], ranks: Ranks) -> Started:
         f"--ntasks={ranks.count}",
         f"--ntasks-per-node={ranks.devices}",
         f"--cpus-per-task={cores}",
+        "--distribution=block",  # neighbours in rank on one node, whatever the outer step was told
     ]
     process = subprocess.Popen(
         ["srun", "--kill-on-bad-exit=1", *sizes, *command],
         env={**environment, "MASTER_ADDR": first, "MASTER_PORT": port},
         stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         start_new_session=True,
         preexec_fn=_end_srun_with_us,  # noqa: PLW1509 - it calls the kernel and nothing else
     )
-    return Started(list(range(ranks.count)), process, srun=True)
+    started = Started(list(range(ranks.count)), process, srun=True)
+    started.reader = threading.Thread(target=_pass_on, args=(process, started.errors), daemon=True)
+    started.reader.start()
+    return started
+
+
+def _pass_on(process: subprocess.Popen[bytes], errors: list[str]) -> None:
+    """srun's stderr, with that of its tasks, to ours; its own complaints are kept."""
+    assert process.stderr is not None
+    rest = b""
+    with process.stderr as stream:
+        while data := os.read(stream.fileno(), 65536):
+            os.write(2, data)
+            *lines, rest = (rest + data).split(b"\n")
+            words = (line.decode(errors="replace").strip() for line in lines)
+            errors += [line for line in words if line.startswith(SRUN_SAYS)]
+
+
+def _free_port(host: str, job: int) -> int:
+    """One of the job's own, below those that the kernel gives away; tried where this is the host that will listen."""
+    first = 12000 + job % 20000
+    if host.split(".", maxsplit=1)[0] != socket.gethostname().split(".")[0]:
+        return first
+    for port in range(first, first + 100):
+        with socket.socket() as listening, suppress(OSError):
+            listening.bind(("", port))
+            return port
+    return first
 
 
 def _end_srun_with_us() -> None:
@@ -165,14 +214,22 @@ def _end_srun_with_us() -> None:
 
 
 def _inherited() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k not in (*PLACES, PARENT, "HYDRA_FULL_ERROR")}
+    others = (*PLACES, PARENT, MEETING, "HYDRA_FULL_ERROR")
+    return {k: v for k, v in os.environ.items() if k not in others}
 
 
 def _first_host(nodes: str) -> str:
-    """Of a SLURM node list such as node[3-5,9]."""
-    found = subprocess.run(
-        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
-    )
+    """Of a SLURM node list such as node[3-5,9].
+
+    Raises: UserError where SLURM's commands are not, as in a container.
+    """
+    command = ["scontrol", "show", "hostnames", nodes]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"trainer.num_nodes must be 1 where SLURM's commands do not answer, got: {error}"
+        ) from error
     return found.stdout.split()[0]
 
 
@@ -206,6 +263,8 @@ def _end(one: Started) -> None:
             one.process.wait(SRUN_END_S)
     _signal(one, signal.SIGKILL)
     one.process.wait()
+    if one.reader is not None:
+        one.reader.join(GRACE_S)
 
 
 def _result(folder: Path, started: list[Started], ranks: Ranks, stop: Stop) -> dict[str, float]:
@@ -230,8 +289,9 @@ def _result(folder: Path, started: list[Started], ranks: Ranks, stop: Stop) -> d
     if len(ended) < ranks.count or ended[0].metrics is None:
         stop.check()
         codes = sorted({one.process.returncode for one in started})
+        said = "".join(f"{error}; " for one in started for error in one.errors[:1])
         raise RunFailed(
             f"{ranks.count - len(ended)} of {ranks.count} processes ended without a word"
-            f" (exit codes {codes}; see {folder})"
+            f" ({said}exit codes {codes}; see {folder})"
         )
     return ended[0].metrics

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from typing import Any
 from rlhf_lightning.compose import build, load_saved
 from rlhf_lightning.config import RootConfig
 from rlhf_lightning.data.mixture import Mixture
-from rlhf_lightning.errors import Interrupted, Pruned
+from rlhf_lightning.errors import Interrupted, Pruned, UserError
 from rlhf_lightning.launch.orders import Orders, Outcome
-from rlhf_lightning.launch.parent import PARENT, PR_SET_PDEATHSIG
+from rlhf_lightning.launch.parent import MEETING, PARENT, PR_SET_PDEATHSIG
 from rlhf_lightning.plan import StagePlan
-from rlhf_lightning.processes import largest, wait_for_all
+from rlhf_lightning.processes import gather, largest, wait_for_all
 from rlhf_lightning.runs import Run, Stop, graceful_signals
 from rlhf_lightning.runs.signals import SIGNALS
 
@@ -83,7 +83,7 @@ def main() -> None:
     try:
         with graceful_signals(AgreedStop()) as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent has held them back
-            _join(folder, root, rank, count)
+            _join(root, rank, count)
             outcome = Outcome("finished", metrics=_do(orders, root, run, stop))
             wait_for_all()
     except BaseException as error:
@@ -139,8 +139,11 @@ def _do(orders: Orders, root: RootConfig, run: RankRun, stop: Stop) -> dict[str,
     )
 
 
-def _join(folder: Path, root: RootConfig, rank: int, count: int) -> None:
-    """Meet the other processes."""
+def _join(root: RootConfig, rank: int, count: int) -> None:
+    """Meet the other processes.
+
+    Raises: UserError if one of them lacks its device.
+    """
     import torch
 
     from rlhf_lightning.tasks.job import device_for
@@ -149,17 +152,39 @@ def _join(folder: Path, root: RootConfig, rank: int, count: int) -> None:
     # numbers of the host go by gloo, also where the weights' go by NCCL
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     # a file needs no port; over several nodes srun's job has one
-    over_network = "MASTER_ADDR" in os.environ
+    file = os.environ.get(MEETING)
     torch.distributed.init_process_group(
         backend,
-        init_method="env://" if over_network else None,
-        store=None if over_network else torch.distributed.FileStore(str(folder / "meeting"), count),  # pyright: ignore[reportPrivateImportUsage]
+        init_method="env://" if file is None else None,
+        store=None if file is None else torch.distributed.FileStore(file, count),  # pyright: ignore[reportPrivateImportUsage]
         rank=rank,
         world_size=count,
         timeout=timedelta(minutes=root.strategy.timeout_minutes),
     )
+    kind = "cuda" if cuda else "cpu"
+    require_devices(gather((kind, torch.cuda.device_count(), int(os.environ["LOCAL_RANK"]))))
     if cuda:  # known only now: which of the node's devices is this process's
         torch.cuda.set_device(device_for(root.trainer))
+
+
+def require_devices(found: Sequence[tuple[str, int, int]]) -> None:
+    """`found`: kind of device, how many CUDA devices are there, rank on the node, of every process.
+
+    Raises: UserError where the processes would not compute alike, or one has no device.
+    """
+    kinds = [kind for kind, _, _ in found]
+    if len(set(kinds)) > 1:
+        without = kinds.index("cpu") + 1
+        raise UserError(
+            "trainer.accelerator must find CUDA devices in all processes or in none, got none in process"
+            f" {without} of {len(found)} and some in process {kinds.index('cuda') + 1}"
+        )
+    short = [there for kind, there, local in found if kind == "cuda" and local >= there]
+    if short:
+        raise UserError(
+            f"trainer.devices must be <= {min(short)}, the CUDA devices of a node, got"
+            f" {max(local for _, _, local in found) + 1}"
+        )
 
 
 def _log_to_console(rank: int, run: Run) -> None:

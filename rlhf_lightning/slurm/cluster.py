@@ -95,11 +95,18 @@ class Standing:
     state: str
     reason: str
     restarts: int
+    preempted: bool = False
+    """For another job; one that somebody cancelled is not."""
 
     @property
     def over_time(self) -> bool:
         """Whether its time limit has come."""
         return self.reason == "TimeLimit" or self.state == "TIMEOUT"
+
+    @property
+    def will_be_killed(self) -> bool:
+        """Whether `KillWait` is all that is left to it."""
+        return self.over_time or (self.preempted and self.state not in RUNS)
 
     def wants_requeue(self, restarts: int) -> bool:
         """Whether it is the job's own part to ask for another go; `restarts` is its count in this one.
@@ -109,7 +116,7 @@ class Standing:
         """
         if self.restarts > restarts:
             return False
-        return self.state in RUNS or self.over_time
+        return self.state in RUNS or self.over_time or self.preempted
 
 
 def standing(job: str) -> Standing:
@@ -120,13 +127,17 @@ def standing(job: str) -> Standing:
         facts.get("JobState", "?"),
         facts.get("Reason", "?"),
         int(restarts) if restarts.isdigit() else 0,
+        facts.get("PreemptTime", "None") != "None",
     )
 
 
 def _ask(command: Sequence[str]) -> str:
+    # a user's SQUEUE_STATES would hide jobs
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
     try:
         done = subprocess.run(
             command,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

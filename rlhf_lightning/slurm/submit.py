@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from rlhf_lightning.config import SlurmConfig
 from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.slurm.folder import SCRIPTS, JobFolder
 from rlhf_lightning.slurm.task import run_folder
+
+log = logging.getLogger("rlhf_lightning")
 
 PYTHON = f"""sh -c 'trap "" USR1; exec "$@"' sh {shlex.quote(sys.executable)}"""
 """A warning that comes before our handlers are there is ignored, not fatal: at the limit itself a job goes back too."""
@@ -59,10 +64,11 @@ def submit(
     executor.update_parameters(**parameters(settings, name=name, after=after))
     paths = [str(folder.path) for folder in folders]
     try:
-        if len(paths) == 1:
-            jobs: Sequence[Any] = [executor.submit(run_folder, paths[0])]
-        else:
-            jobs = executor.map_array(run_folder, paths)
+        with _as_outside_of_a_job(settings):
+            if len(paths) == 1:
+                jobs: Sequence[Any] = [executor.submit(run_folder, paths[0])]
+            else:
+                jobs = executor.map_array(run_folder, paths)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         words = [line for line in lines if line.startswith("sbatch:")] or lines
@@ -71,6 +77,29 @@ def submit(
     for folder, job_id in zip(folders, ids, strict=True):
         folder.submitted(job_id)
     return ids
+
+
+DEFAULTS = ("partition", "account", "qos", "constraint", "reservation")
+"""What a user may have in SBATCH_PARTITION and the like, and here."""
+
+
+@contextmanager
+def _as_outside_of_a_job(settings: SlurmConfig) -> Iterator[None]:
+    """Without the variables of a job that this may be in: sbatch would take them over, and its own before ours."""
+    mine = {f"SBATCH_{name.upper()}" for name in DEFAULTS if getattr(settings, name) is None}
+    taken = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(("SLURM_", "SRUN_", "SBATCH_", "SUBMITIT_"))
+        if name != "SLURM_CONF" and name not in mine
+    }
+    ignored = sorted(name for name in taken if name.startswith("SBATCH_"))
+    if ignored:
+        log.warning("%s: not used, the settings of slurm say it", ", ".join(ignored))
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def parameters(settings: SlurmConfig, *, name: str, after: Sequence[str] = ()) -> dict[str, Any]:
@@ -104,6 +133,7 @@ def parameters(settings: SlurmConfig, *, name: str, after: Sequence[str] = ()) -
         given["setup"] = [f"source {shlex.quote(str(script))}"]
     return {
         **{key: value for key, value in given.items() if value is not None},
+        "wckey": None,  # submitit has one of its own
         "additional_parameters": more,
         "srun_args": [
             # one process, which starts a strategy's others: as its children, or on all nodes by another srun, for

@@ -1,8 +1,9 @@
 """What a job runs: our command in a process of its own, watched until it ends.
 
-There is one of it in a job, on its first node; a strategy's further processes are the command's own affair. SLURM's
-signals reach every process of a job. The command writes its checkpoint and ends with 128 + signal; then the job asks
-SLURM for another go, in which the same command continues the same run.
+There is one of it in a job, on its first node; a strategy's further processes are the command's own affair. Which
+processes of a job get SLURM's signals depends on the cluster, so this one passes them on. The command writes its
+checkpoint and ends with 128 + signal; then the job asks SLURM for another go, in which the same command continues the
+same run.
 """
 
 from __future__ import annotations
@@ -116,12 +117,15 @@ class Task:
         return code
 
     def _at_limit(self) -> None:
-        """At the time limit itself SLURM kills after `KillWait`, and a step may take longer than that: another go is
-        asked for at once. What was done since the last checkpoint is lost then, the job is not."""
+        """At the time limit itself, and in a preemption without grace, SLURM kills after `KillWait`.
+
+        A step may take longer than that: another go is asked for at once. What was done since the last checkpoint is
+        lost then, the job is not.
+        """
         terms = self._signals.count(signal.SIGTERM)
         try:
             now = standing(self.job.name)
-            if now.over_time and now.restarts <= self.job.restarts:
+            if now.will_be_killed and now.restarts <= self.job.restarts:
                 if self.job.restarts < self.max_requeues:
                     self._put_back(128 + signal.SIGTERM)
                     self._goes_on = True

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
-from rlhf_lightning.slurm.cluster import NoAnswer, final_state, queued
+from rlhf_lightning.slurm.cluster import RUNS, NoAnswer, final_state, queued
 from rlhf_lightning.slurm.folder import FAILED, REQUEUED, JobFolder, Outcome
 
 LOOK_S = 1.0
@@ -75,6 +75,12 @@ class _Queue:
         if self._missing[i] < GONE_TWICE:
             return None
         state = final_state(self._ids[i]) or "gone from the queue"
+        if state in RUNS or state in (
+            "PENDING",
+            "COMPLETING",
+            "REQUEUED",
+        ):  # squeue has not told all
+            return None
         now = datetime.now(UTC).isoformat()
         job, reason = self._ids[i], f"the job is {state} and left no word of its own"
         return Outcome(FAILED, 1, reason, None, job, 0, now)

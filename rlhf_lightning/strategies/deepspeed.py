@@ -148,6 +148,12 @@ class ZeRO(PartsOnDisk):
             buffers = self.zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
             for buffer in buffers.values():
                 buffer.zero_()
+        elif self.offload:
+            # on the host, where the next step's are added to them: what a step did not use, and what it did
+            for buffer in self.zero.accumulated_grads_in_cpu.values():
+                buffer.zero_()
+            self.zero._offload_accumulated_param_ids = set()
+            self.zero.norm_for_param_grads = {}
 
     def place_frozen(self, model: nn.Module, device: torch.device) -> None:
         """Under ZeRO-3 a model that is not trained is spread as with fsdp2: DeepSpeed has nothing to do with it."""

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rlhf_lightning.callbacks.checkpointing import sync
 from rlhf_lightning.processes import all_sum, rank, step_if_finite, world_size
 from rlhf_lightning.strategies.data_parallel import DataParallel
 from rlhf_lightning.strategies.sharding import load_local_state, local, local_state, shard_all
@@ -43,6 +44,7 @@ class PartsOnDisk(DataParallel):
     ) -> None:
         Path(filepath).mkdir(parents=True, exist_ok=True)
         torch.save(_local_tree(checkpoint), self._own(filepath))
+        sync(self._own(filepath))  # this machine's own writes; the first process's are not
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
@@ -58,8 +60,8 @@ def _local_tree(value: Any) -> Any:
         return {key: _local_tree(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_local_tree(item) for item in value)
-    # a copy: a part may be a view of a larger buffer, which would be saved with it
-    return local(value).clone() if isinstance(value, torch.Tensor) else value
+    # a copy: a part may be a view of a larger buffer, which would be saved with it; on the host, which has room
+    return local(value).to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 class Sharded(PartsOnDisk):

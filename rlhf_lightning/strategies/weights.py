@@ -26,11 +26,12 @@ def whole_in_first(model: PreTrainedModel) -> None:
     All processes take part, one weight at a time.
     """
     if not is_sharded(model):
-        for parameter in (
-            model.parameters()
-        ):  # ZeRO-2 keeps weights as views of one buffer, which cannot be saved
-            if parameter.untyped_storage().nbytes() > parameter.nbytes:
-                parameter.data = parameter.detach().clone()
+        if is_first():
+            nn.Module.to(model, "cpu")
+            for parameter in model.parameters():
+                # ZeRO-2 keeps weights as views of one buffer, which cannot be saved
+                if parameter.untyped_storage().nbytes() > parameter.nbytes:
+                    parameter.data = parameter.detach().clone()
         return
     from rlhf_lightning.strategies.sharding import gathered, without_hooks
 

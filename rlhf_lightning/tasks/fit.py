@@ -19,7 +19,7 @@ from rlhf_lightning.callbacks.pruning import pruning
 from rlhf_lightning.callbacks.samples import SampleTables
 from rlhf_lightning.data.datamodule import StageData
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.processes import gather, is_first, world_size
+from rlhf_lightning.processes import world_size
 from rlhf_lightning.strategies.build import trainer_options
 from rlhf_lightning.tasks.job import Job, device_for
 
@@ -102,11 +102,11 @@ def _say_what_rounding_takes(job: Job, module: LightningModule) -> None:
 
 
 def _checkpoint(job: Job) -> Path | None:
-    """What to go on from: what the first process finds whole.
+    """What to go on from.
 
     Raises: UserError if it was written under a strategy that leaves other files.
     """
-    found = gather(find_checkpoint(job.run.checkpoints) if is_first() else None)[0]
+    found = find_checkpoint(job.run.checkpoints)
     if found is not None:
         require_readable(found, job.root.strategy.name)
     return found

@@ -191,6 +191,11 @@ def device_for(trainer: Mapping[str, Any] | None) -> torch.device:
         raise UserError(
             f"trainer.accelerator must be auto or cpu where torch finds no CUDA device, got {wanted}"
         )
+    if wanted != "cpu" and not torch.cuda.is_available() and os.environ.get("SLURM_JOB_GPUS"):
+        raise UserError(
+            "trainer.accelerator must be cpu where torch finds no CUDA device, got a SLURM job with GPUs"
+            f" ({os.environ['SLURM_JOB_GPUS']})"
+        )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     devices = trainer.get("devices", 1)  # a list holds the index of the one device

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from rlhf_lightning.callbacks import checkpointing
 from rlhf_lightning.callbacks.checkpointing import Checkpointing, find_checkpoint
 from rlhf_lightning.callbacks.metrics_csv import MetricsCSV
 from rlhf_lightning.callbacks.random_state import random_state, set_random_state
 from rlhf_lightning.callbacks.samples import SampleTables
-from rlhf_lightning.errors import Interrupted
+from rlhf_lightning.errors import Interrupted, RunFailed
 from tests.callbacks.toy import Rows, Toy, trainer
 
 BATCHES = 5
@@ -163,6 +164,37 @@ def test_a_damaged_checkpoint_is_passed_over(
     last.write_bytes({"cut": data[:middle], "flipped": data, "empty": b""}[damage])
     assert find_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
     same_run(fit(tmp_path)[0], tmp_path, straight)
+
+
+def test_a_checkpoint_with_fewer_files_than_processes_is_never_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over NFS another node may still have its part to itself: the good one before it must stay."""
+    (tmp_path / "fsdp2-rank-0.ckpt").write_bytes(b"x")
+    monkeypatch.setattr(checkpointing, "world_size", lambda: 2)
+    with pytest.raises(RunFailed, match=r"of 2 processes must have as many files, got 1"):
+        checkpointing._close(tmp_path)
+    assert not (tmp_path / "files.json").exists()
+
+
+def test_a_folder_is_whole_where_every_process_can_read_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "last.ckpt"
+    folder.mkdir()
+    for rank in (0, 1):
+        torch.save({"a": torch.arange(100)}, folder / f"fsdp2-rank-{rank}.ckpt")
+    monkeypatch.setattr(checkpointing, "world_size", lambda: 2)
+    checkpointing._close(folder)
+    monkeypatch.setattr(checkpointing, "SEEN_S", 0.0)
+    data = bytearray((folder / "fsdp2-rank-1.ckpt").read_bytes())
+    data[300:340] = bytes(40)
+    (folder / "fsdp2-rank-1.ckpt").write_bytes(data)
+    for rank, readable in ((0, True), (1, False)):
+        monkeypatch.setattr(checkpointing, "rank", lambda r=rank: r)
+        assert checkpointing._is_readable(folder) is readable
+    monkeypatch.undo()
+    assert find_checkpoint(tmp_path) is None
 
 
 def test_no_checkpoint_is_found_where_none_is(tmp_path: Path) -> None:

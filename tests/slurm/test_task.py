@@ -22,6 +22,23 @@ from rlhf_lightning.slurm.waiting import wait_for
 from tests.harness import ROOT
 
 
+def test_a_preempted_job_goes_back_and_at_once_where_it_has_no_grace() -> None:
+    assert Standing("COMPLETING", "None", 0, preempted=True).wants_requeue(0)
+    assert not Standing("COMPLETING", "None", 1, preempted=True).wants_requeue(0)
+    assert Standing("COMPLETING", "None", 0, preempted=True).will_be_killed
+    assert not Standing("RUNNING", "None", 0, preempted=True).will_be_killed
+    assert not Standing("COMPLETING", "None", 0).will_be_killed
+
+
+def test_preemption_is_read_from_what_slurm_says_of_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = "JobId=7 JobState=COMPLETING Reason=None Restarts=0 PreemptTime={}"
+    for time_, expected in (("None", False), ("2026-11-23T10:00:00", True)):
+        monkeypatch.setattr(cluster, "_ask", lambda command, t=time_: said.format(t))
+        assert cluster.standing("7").preempted is expected
+
+
 @pytest.mark.parametrize(
     ("state", "reason", "restarts", "again"),
     [
@@ -265,7 +282,13 @@ def test_a_job_that_vanishes_is_failed_with_slurms_word_and_a_pause_is_forgiven(
         return {"0": "RUNNING", "1": "RUNNING", "2": "RUNNING"} if len(asked) == 1 else {}
 
     monkeypatch.setattr(waiting, "queued", queued)
-    monkeypatch.setattr(waiting, "final_state", lambda job: "NODE_FAIL" if job == "2" else None)
+    # squeue has not told all: SLURM still runs the third, the first time that it is asked for
+    states = iter(["RUNNING"])
+    monkeypatch.setattr(
+        waiting,
+        "final_state",
+        lambda job: next(states, "NODE_FAIL") if job == "2" else None,
+    )
     monkeypatch.setattr(waiting, "LOOK_S", 0.01)
     monkeypatch.setattr(waiting, "ASK_S", 0.01)
     folders[0].end(Outcome("requeued", 138, None, None, None, 0, "t"))

@@ -64,6 +64,22 @@ def test_two_processes_train_as_one_does_and_go_on_where_they_stopped(
     assert straight["frozen_sharded"] == (stage == "ppo" and strategy.shards_weights)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepspeed_zero2", "deepspeed_zero3"])
+def test_gradients_on_the_host_are_those_of_one_process(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PPO's second backward pass reaches other weights than its first: these kept the steps before."""
+    if find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    work = partial(train, "ppo", StrategyConfig(name=name, offload=True))
+    two = in_ranks(lambda place: work(folder=place / "two"), tmp_path)
+    one = alone("ppo", folder)
+    assert furthest(two[0]["first"], one["first"]) < 1e-5
+    assert furthest(two[0]["last"], one["last"]) < 1e-3
+
+
 @pytest.mark.parametrize("share", [False, True])
 def test_leave_one_out_on_two_processes_is_that_of_one(share: bool, tmp_path: Path) -> None:
     """Where the update computes a prompt once, a micro-batch is two passes in each process."""
