@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from rlhf_lightning.functional._checks import at_least_float32
@@ -26,20 +27,84 @@ def token_logprobs(
     """Log-probabilities of `tokens`, at least in fp32.
 
     log softmax(logits / temperature)[token] = selected logit − logsumexp.
-    The fp32 copy of the logits lives for a few tokens at a time, in the backward pass too.
+    The fp32 copy of the logits lives for a few tokens at a time, in the backward pass too, whose gradient is the only
+    other tensor of their size.
     The logits at index t are those that predict tokens[t].
     Raises: ValueError if temperature is not positive.
     """
     _require_positive(temperature)
+    rows = logits.reshape(-1, logits.shape[-1])
+    return _of_tokens(rows, tokens.reshape(-1), None, temperature).view(tokens.shape)
 
-    def of_some(some: Tensor, selected: Tensor) -> Tensor:
-        scaled = _scaled(some, temperature)
-        chosen = scaled.gather(-1, selected.long().unsqueeze(-1)).squeeze(-1)
-        return chosen - scaled.logsumexp(-1)
 
-    # fp32 logits at temperature 1 need no copy, and logsumexp keeps none for the backward pass
-    recompute = logits.dtype in (torch.float16, torch.bfloat16) or temperature != 1.0
-    return _in_pieces(of_some, logits, tokens, recompute=recompute)
+def masked_token_logprobs(
+    logits: Float[Tensor, "batch token vocab"],
+    tokens: Int[Tensor, "batch token"],
+    mask: Bool[Tensor, "batch token"],
+) -> Float[Tensor, " real"]:
+    """`token_logprobs` where `mask` is True, row by row; the other logits cost nothing and get a gradient of 0."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    return _of_tokens(rows, tokens.reshape(-1), mask.reshape(-1).nonzero()[:, 0], 1.0)
+
+
+def _of_tokens(logits: Tensor, tokens: Tensor, wanted: Tensor | None, temperature: float) -> Tensor:
+    apply = cast("Callable[..., Tensor]", _TokenLogprobs.apply)  # pyright: ignore[reportUnknownMemberType]
+    return apply(logits, tokens, wanted, temperature)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Rows (N, V) and tokens (N,) → log-probabilities, of the rows `wanted` if it is given.
+
+    By hand, since autograd would put the pieces' gradients together out of copies, and compute the forward pass again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, tokens: Tensor, wanted: Tensor | None, temperature: float
+    ) -> Tensor:
+        chosen: list[Tensor] = []
+        total: list[Tensor] = []
+        for rows in _pieces(logits, wanted):
+            scaled = _scaled(logits[rows], temperature)
+            total.append(scaled.logsumexp(-1))
+            chosen.append(_at(scaled, tokens[rows]))
+        normalizer = torch.cat(total)
+        ctx.save_for_backward(logits, tokens, wanted, normalizer)
+        ctx.temperature = temperature
+        return torch.cat(chosen) - normalizer
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - what the decorator makes of it
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        logits, tokens, wanted, normalizer = ctx.saved_tensors
+        found = torch.empty_like(logits) if wanted is None else torch.zeros_like(logits)
+        done = 0
+        for rows in _pieces(logits, wanted):
+            scaled = _scaled(logits[rows], ctx.temperature)
+            here = slice(done, done := done + len(scaled))
+            some = gradient[here, None].to(scaled.dtype)
+            # ∂ log p(token) = 1 at the token − p
+            part = (scaled - normalizer[here, None]).exp_().mul_(-some)
+            part.scatter_add_(1, tokens[rows].long()[:, None], some)
+            found[rows] = (part if ctx.temperature == 1.0 else part.div_(ctx.temperature)).to(
+                logits.dtype
+            )
+        return found, None, None, None
+
+
+def _pieces(logits: Tensor, wanted: Tensor | None) -> Iterator[slice | Tensor]:
+    """Which rows are worked on together. No rows are one empty piece."""
+    size = max(1, _CHUNK // max(1, logits.shape[1]))
+    count = len(logits) if wanted is None else len(wanted)
+    for start in range(0, max(count, 1), size):
+        here = slice(start, min(start + size, count))
+        yield here if wanted is None else wanted[here]
+
+
+def _at(scaled: Tensor, tokens: Tensor) -> Tensor:
+    return scaled.gather(-1, tokens.long()[:, None])[:, 0]
 
 
 def entropy(
@@ -58,7 +123,7 @@ def entropy(
         # a token that cannot occur (logit −inf) adds 0, where 0 · −inf would be NaN
         return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
-    return _in_pieces(of_some, logits, recompute=True)
+    return _in_pieces(of_some, logits)
 
 
 def _require_positive(temperature: float) -> None:
@@ -71,29 +136,21 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
-def _in_pieces(function: Callable[..., Tensor], *tensors: Tensor, recompute: bool) -> Tensor:
-    """function(*tensors), some rows at a time; a row that alone is too large, some positions at a time."""
-    batch, response, vocab = tensors[0].shape
+def _in_pieces(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """function(logits), some rows at a time; a row that alone is too large, some positions at a time."""
+    batch, response, vocab = logits.shape
     rows = max(1, math.ceil(batch / max(1, _CHUNK // max(1, response * vocab))))
     positions = max(1, math.ceil(response / max(1, _CHUNK // max(1, vocab))))
     return torch.cat(
         [
-            torch.cat(
-                [
-                    _call(function, *piece, recompute=recompute)
-                    for piece in zip(*(t.chunk(positions, 1) for t in row), strict=True)
-                ],
-                1,
-            )
-            for row in zip(*(t.chunk(rows) for t in tensors), strict=True)
+            torch.cat([_call(function, piece) for piece in row.chunk(positions, 1)], 1)
+            for row in logits.chunk(rows)
         ]
     )
 
 
-def _call(function: Callable[..., Tensor], *args: Tensor, recompute: bool) -> Tensor:
-    """function(*args), keeping only `args` for the backward pass where `recompute` is set."""
-    if not (recompute and torch.is_grad_enabled() and args[0].requires_grad):
-        return function(*args)
-    return cast(
-        "Tensor", checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-    )
+def _call(function: Callable[[Tensor], Tensor], some: Tensor) -> Tensor:
+    """function(some), keeping only `some` for the backward pass."""
+    if not (torch.is_grad_enabled() and some.requires_grad):
+        return function(some)
+    return cast("Tensor", checkpoint(function, some, use_reentrant=False, preserve_rng_state=False))

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from rlhf_lightning.functional._checks import at_least_float32, require_same_shape
 from rlhf_lightning.functional.kl import kl_k3
-from rlhf_lightning.functional.logprobs import token_logprobs
+from rlhf_lightning.functional.logprobs import masked_token_logprobs
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,10 @@ def causal_lm_loss(
     Raises: ValueError if shapes differ.
     """
     require_same_shape(ids=ids, loss_mask=loss_mask, logits=logits[:, :, 0])
-    targets = loss_mask[:, 1:]
-    # targets are gathered first: padding and prompts never cost an fp32 row of the vocabulary
-    predicting = logits[:, :-1][targets].unsqueeze(1)  # (N, 1, V)
-    expected = ids[:, 1:][targets].unsqueeze(1)
-    return -token_logprobs(predicting, expected).sum() / normalizer
+    # padding and prompts never cost an fp32 row of the vocabulary; logits[:, -1] predict nothing
+    expected, targets = ids.roll(-1, 1), loss_mask.roll(-1, 1)
+    targets[:, -1] = False
+    return -masked_token_logprobs(logits, expected, targets).sum() / normalizer
 
 
 def _real(x: Tensor, mask: Tensor) -> Tensor:

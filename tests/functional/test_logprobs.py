@@ -5,7 +5,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from rlhf_lightning.functional import logprobs as module
-from rlhf_lightning.functional.logprobs import entropy, token_logprobs
+from rlhf_lightning.functional.logprobs import entropy, masked_token_logprobs, token_logprobs
 
 
 def test_logprobs_by_hand():
@@ -63,6 +63,27 @@ def test_values_and_gradients_agree_with_log_softmax(
         (gradient,) = torch.autograd.grad((got * weights).sum(), logits)
         (expected,) = torch.autograd.grad((want * weights).sum(), logits, retain_graph=True)
         torch.testing.assert_close(gradient, expected, rtol=10 * tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("chunk", [1, 25, 2**22])
+def test_masked_logprobs_are_those_of_the_real_tokens_and_others_get_no_gradient(
+    draw, rng, monkeypatch, chunk
+):
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    logits, tokens = draw(5, 4, 11), torch.randint(11, (5, 4), generator=rng)
+    mask = torch.rand(5, 4, generator=rng) < 0.5
+    expected = token_logprobs(logits, tokens)[mask]
+    logits[~mask] = math.nan
+    logits.requires_grad_()
+    got = masked_token_logprobs(logits, tokens, mask)
+    assert torch.equal(got, expected)
+    (gradient,) = torch.autograd.grad(got.square().sum(), logits)
+    assert (gradient[~mask] == 0).all() and gradient[mask].isfinite().all()
+    clean = logits.detach().nan_to_num(0.0).requires_grad_()
+    loss = clean.log_softmax(-1).gather(-1, tokens[..., None])[..., 0][mask].square().sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss, clean)[0])
+    none = masked_token_logprobs(logits, tokens, torch.zeros(5, 4, dtype=torch.bool))
+    assert none.shape == (0,) and (torch.autograd.grad(none.sum(), logits)[0] == 0).all()
 
 
 def test_half_precision_keeps_no_fp32_copy_for_the_backward_pass():

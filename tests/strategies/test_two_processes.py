@@ -57,7 +57,13 @@ def test_two_processes_train_as_one_does_and_go_on_where_they_stopped(
     steps = STEPS[stage] - (stage != "ppo")  # one batch is empty
     assert len(straight["metrics"]) == len(one["metrics"]) >= steps + 2
     for own, expected in zip(straight["metrics"], one["metrics"], strict=True):
-        assert own == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        # rounding may move one token of 160 over the edge of a clip
+        assert own.keys() == expected.keys()
+        shares = {name for name in expected if name.endswith("_fraction")}
+        for name in expected:
+            assert own[name] == pytest.approx(
+                expected[name], rel=1e-3, abs=1e-2 if name in shares else 1e-3
+            ), name
     # exactly: not one bit, and the processes hold the same
     assert furthest(resumed["last"], straight["last"]) == 0
     assert furthest(ranks[1]["straight"]["last"], straight["last"]) == 0
