@@ -50,6 +50,10 @@ def suggestion(got: str, allowed: Iterable[str], *, cutoff: float = 0.6) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+LOOKING = ("runs", "sweep_report")
+"""Tasks that call nothing of a config: none of its functions is imported for them."""
+
+
 def check_targets(tree: dict[str, Any]) -> None:
     """Check every foreign node of the whole config.
 
@@ -74,7 +78,7 @@ def check_targets(tree: dict[str, Any]) -> None:
         ("reward.rank_by", tree["reward"]["rank_by"]),
     ):
         for name, part in parts.items():
-            if part["kind"] == "function":
+            if part["kind"] == "function" and tree["task"] not in LOOKING:
                 # imported and made: a wrong path or argument would else be found hours later
                 load_function(part["target"], part["args"], key=f"{group}.{name}")
     _check_architecture(tree["model"]["architecture"], "model.architecture")

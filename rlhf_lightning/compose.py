@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -125,6 +125,7 @@ def to_root(cfg: DictConfig) -> RootConfig:
     """
     if OmegaConf.get_type(cfg) is not RootConfig:
         raise UserError("defaults must hold `entry` or `schema`, got a config without either")
+    _refuse_environment(cfg)
     cfg = _with_typed_sources(cfg)
     _refuse_unknown(cfg)
     for key in sorted(OmegaConf.missing_keys(cfg)):
@@ -135,6 +136,19 @@ def to_root(cfg: DictConfig) -> RootConfig:
         raise UserError(_full_key(cfg, str(error))) from None
     assert isinstance(root, RootConfig)
     return root
+
+
+def _refuse_environment(cfg: DictConfig) -> None:
+    """What a config holds is written into artifacts, model cards and reports: no place for a key of the user's."""
+    for group in OPEN_NODES:
+        node = OmegaConf.select(cfg, group)
+        given = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
+        for key, value in flatten(cast("Mapping[str, Any]", given), f"{group}.").items():
+            if ".args." in key and "${oc.env:" in str(value).replace(" ", ""):
+                raise UserError(
+                    f"{key} must not come from the environment (configs are written into artifacts and reports; the"
+                    f" function itself may read os.environ), got {value!r}"
+                )
 
 
 def _with_typed_sources(cfg: DictConfig) -> DictConfig:

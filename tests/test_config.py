@@ -175,6 +175,7 @@ def test_new_names_need_no_plus_on_the_command_line() -> None:
         (["mix.sources.mine.limit=3"], "mix.sources.mine must have one of path, hub and target, got none"),
         (["mix.sources.world.path=x"], "mix.sources.world must have one of path, hub and target, got path and target"),
         (["+callbacks.x._target_=EarlyStopping"], "callbacks.x._target_ must be the import path of a class"),
+        (["reward_source=function", "reward_source.parts.function.target=tests.rewards.mine.words", "+reward_source.parts.function.args.each=${oc.env:HOME}"], "reward_source.parts.function.args.each must not come from the environment"),
         # not this node's business
         (["+trainer.max_steps=5"], "trainer.max_steps must not be set here, got 5: ppo.iterations"),
         (["+trainer.gradient_clip_val=1"], "use <stage>.grad_clip"),

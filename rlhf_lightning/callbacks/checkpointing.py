@@ -21,6 +21,7 @@ from rlhf_lightning.callbacks.log import drop_after
 from rlhf_lightning.callbacks.random_state import random_state, set_random_state
 from rlhf_lightning.errors import Interrupted, RunFailed
 from rlhf_lightning.processes import gather, largest, rank, wait_for_all, world_size
+from rlhf_lightning.runs.files import sync
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -272,12 +273,3 @@ def _validation_follows(trainer: pl.Trainer) -> bool:
     fetcher = loop._data_fetcher
     assert fetcher is not None
     return bool(trainer.enable_validation) and loop.epoch_loop._should_check_val_fx(fetcher)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's or folder's content is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

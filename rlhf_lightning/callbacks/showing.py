@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,5 +56,8 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.3f}"
-    escaped = str(value).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-    return escaped.replace("\n", "<br>")
+    # every sign as a number: none is markup, parts a cell or fetches a picture
+    lines = (
+        re.sub(r"[^\w ]|_", lambda m: f"&#{ord(m[0])};", line) for line in str(value).splitlines()
+    )
+    return "<br>".join(lines)

@@ -59,13 +59,17 @@ class FileSource(AdaptedSource):
         return {path.name: sha256_of(path) for path in self.paths}
 
 
+OPEN_FILES = 128
+"""A process may have some 1000; of a larger folder the others are opened for each row."""
+
+
 class _FileRows:
-    """`Rows` of files, which stay open as long as this lives."""
+    """`Rows` of files, the first of which stay open as long as this lives."""
 
     def __init__(self, paths: list[Path], args: Mapping[str, Any]) -> None:
         self.removed: Counter[str] = Counter()
         self._paths, self._args = paths, args
-        self._stores: list[IO[bytes]] = []
+        self._stores: list[IO[bytes] | Path] = []
         self._open = ExitStack()
         weakref.finalize(self, _close, self._open)
 
@@ -87,21 +91,31 @@ class _FileRows:
 
     def _stored(self, path: Path) -> Iterator[tuple[str, int, bytes]]:
         """Every line, and where it begins in what it can be read from again: the file, or else a copy."""
-        plain = path.suffix == ".jsonl"
-        store = self._open.enter_context(path.open("rb")) if plain else self._copies
-        self._stores.append(store)
-        start = 0 if plain else store.seek(0, os.SEEK_END)
+        if path.suffix == ".jsonl":
+            few = len(self._stores) < OPEN_FILES
+            self._stores.append(self._open.enter_context(path.open("rb")) if few else path)
+            start = 0
+            for where, line in rows_of(path, self._args, self._count):
+                yield where, start, line
+                start += len(line)
+            return
+        copies = self._copies
+        self._stores.append(copies)
+        start = copies.seek(0, os.SEEK_END)
         for where, line in rows_of(path, self._args, self._count):
             yield where, start, line
-            if not plain:
-                store.write(line)
+            copies.write(line)
             start += len(line)
-        if not plain:
-            store.flush()
+        copies.flush()
 
     def read(self, file: int, start: int, length: int) -> Any:
-        # pread has no shared cursor: threads may read at the same time
-        return parse(os.pread(self._stores[file].fileno(), length, start), str(self._paths[file]))
+        store = self._stores[file]
+        if isinstance(store, Path):
+            with store.open("rb") as opened:
+                line = os.pread(opened.fileno(), length, start)
+        else:  # pread has no shared cursor: threads may read at the same time
+            line = os.pread(store.fileno(), length, start)
+        return parse(line, str(self._paths[file]))
 
     @cached_property
     def _copies(self) -> IO[bytes]:

@@ -1,4 +1,4 @@
-"""Which records a source has, in flat arrays: made once, 18 bytes a record."""
+"""Which records a source has, in flat arrays: made once, 20 bytes a record."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Places:
 class Found:
     """Records of one kind as the scan finds them."""
 
-    files: array[int] = field(default_factory=lambda: array("H"))
+    files: array[int] = field(default_factory=lambda: array("I"))
     starts: array[int] = field(default_factory=lambda: array("Q"))
     lengths: array[int] = field(default_factory=lambda: array("I"))
     subs: array[int] = field(default_factory=lambda: array("I"))

@@ -86,7 +86,9 @@ def prompt_key(messages: Iterable[Message]) -> str:
     return "\n".join(f"{m['role']}: {_folded(m['content'])}" for m in messages)
 
 
-_MARKS = re.compile(r"""(?<!\S)[.,;:!?…"'“”‘’«»()\[\]]+|[.,;:!?…"'“”‘’«»()\[\]]+(?!\S)""")
+_MARK = r"""[.,;:!?…"'“”‘’«»()\[\]]"""
+# from a run's first mark on, and all of it or nothing: linear in its length
+_MARKS = re.compile(rf"(?<!\S){_MARK}+|(?<!{_MARK}){_MARK}++(?!\S)")
 """Marks at a word's end. Those inside a word and all signs stay: 2-2 is not 2+2, and C is not C++."""
 
 

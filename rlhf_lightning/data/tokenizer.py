@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.foreign import object_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -47,6 +48,10 @@ DEFAULT_TEMPLATE = (
 _KNOWN_PADS = (PAD, "<pad>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")
 
 
+_LONG = re.compile(r"(\S{1000})\S+")
+"""A word of which a tokenizer learns the beginning only."""
+
+
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE that carries any text, with a chat template. The same texts give the same tokenizer.
 
@@ -65,7 +70,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    # BPE takes the square of a word's length
+    backend.train_from_iterator((_LONG.sub(r"\1", text) for text in texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BEGIN,
@@ -230,7 +236,7 @@ def _prepared_parts(folder: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return object_of(path) if path.is_file() else {}
 
 
 def _content(token: str | dict[str, Any] | None) -> str | None:

@@ -17,6 +17,7 @@ from rlhf_lightning.evaluation.style import (
     axes,
     new_figure,
 )
+from rlhf_lightning.foreign import without_controls
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,11 +151,7 @@ def render(report: DataReport) -> str:
 
 def visible(text: str) -> str:
     """Line breaks and tabs with a sign before them, other control characters as their picture."""
-    shown = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
-    return "".join(
-        shown.get(c) or (chr(0x2400 + ord(c)) if ord(c) < 32 else c)  # C0 controls
-        for c in text
-    )
+    return without_controls(text).replace("\n", "↵\n").replace("\t", "→\t")
 
 
 def length_figures(parts: Sequence[Part]) -> dict[str, Figure]:

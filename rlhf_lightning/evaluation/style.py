@@ -52,9 +52,12 @@ def axes(figure: Figure, rows: int, columns: int, place: int) -> Axes:
 def figure_to_svg(figure: Figure) -> str:
     """The figure as an `<svg>` to stand inside a page: transparent, text as text, the page's colours."""
     import matplotlib as mpl
+    from matplotlib.text import Text
 
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "rlhf"}
     buffer = io.StringIO()
+    for text in figure.findobj(Text):  # a name with two $ is no formula
+        text.set_parse_math(False)
     with mpl.rc_context(settings):
         # no date, and ids from a fixed salt: the same numbers give the same file
         figure.savefig(

@@ -7,7 +7,6 @@ equal weights have an equal one, whenever and wherever they were trained.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.foreign import object_of
 from rlhf_lightning.runs.files import (
     git_commit,
     is_temporary,
@@ -194,5 +194,5 @@ def _verify(folder: Path, manifest: dict[str, Any], *, given: str, key: str) -> 
 
 
 def load_config(artifact: Artifact) -> dict[str, Any]:
-    """The artifact's Hugging Face `config.json`."""
-    return json.loads((artifact.path / "config.json").read_text(encoding="utf-8"))
+    """The artifact's Hugging Face `config.json`. Raises: UserError if it is none."""
+    return object_of(artifact.path / "config.json")

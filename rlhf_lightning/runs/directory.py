@@ -93,7 +93,7 @@ def claim(
     finally:
         lease.release()
         # fails, as it should, if there is a run or somebody waits for it
-        remove_empty([run.path, *(folder for folder in made if folder != run.path)])
+        remove_empty(made)
 
 
 def _refuse_another(run: Run, key: str) -> None:

@@ -59,9 +59,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if the file is absent or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's or folder's content is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def link(target: str | Path, name: str | Path) -> None:
@@ -82,7 +91,11 @@ def link(target: str | Path, name: str | Path) -> None:
     # relative to the real folder: a relative link in a folder that is reached through a link would
     # miss
     temporary.symlink_to(os.path.relpath(target, name.parent.resolve()))
-    os.replace(temporary, name)
+    try:
+        os.replace(temporary, name)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def mark_latest(outputs: str | Path, run: str | Path) -> None:

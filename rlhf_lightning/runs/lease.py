@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,15 +47,38 @@ def machine_id() -> str:
 
 
 def is_alive(pid: int, started: float) -> bool:
-    """Whether the process that began at `started` (epoch seconds) still runs; a zombie does not."""
+    """Whether the process that began at `started` (`start_of`) still runs; a zombie does not."""
     try:
-        process = psutil.Process(pid)
-        # a number is used again some day: 2 s allow for a clock that was set meanwhile
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 2
-    except psutil.NoSuchProcess:
-        return False
+        # a number is used again some day
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and start_of(pid) == started
     except psutil.AccessDenied:
         return True
+    except (psutil.NoSuchProcess, OSError):
+        return _is_hidden(pid)
+
+
+def start_of(pid: int) -> float:
+    """When a process began, in a unit that no clock that is set can change: ticks since boot on Linux.
+
+    Raises: NoSuchProcess or OSError where there is none.
+    """
+    if sys.platform != "linux":
+        return psutil.Process(pid).create_time()
+    # behind the name, which may hold anything, in brackets
+    return float(
+        Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+    )
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process that /proc does not show to other users (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager
@@ -167,8 +191,12 @@ class Lease:
             if job is not None and job.follows(owner):
                 return True
             same_machine = owner.get("machine") == machine_id()
-            return same_machine and not is_alive(owner["pid"], owner["process_started"])
-        return self._lock.state is LockState.stale  # it died before it wrote its name
+            began = owner.get("process_start")
+            return same_machine and began is not None and not is_alive(owner["pid"], began)
+        try:  # it died before it wrote its name
+            return self._lock.state is LockState.stale and not _is_hidden(self._lock.details[1])
+        except NotLockedError:
+            return False
 
     def _try(self) -> bool:
         try:
@@ -215,7 +243,7 @@ class Lease:
             "heartbeat_s": self._heartbeat_s,
             "lifetime_s": self._lifetime.total_seconds(),
             "machine": machine_id(),
-            "process_started": psutil.Process().create_time(),
+            "process_start": start_of(os.getpid()),
             "claim": Path(self._lock.claimfile).name,
         }
         write_json(self.folder / "owner.json", owner)

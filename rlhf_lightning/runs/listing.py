@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_lightning.foreign import without_controls
 from rlhf_lightning.runs.identity import differences
 from rlhf_lightning.runs.search import RunSummary, find_runs
 
@@ -51,7 +52,7 @@ def runs_table(outputs: str | Path) -> Table:
             _age(run.started),
             _duration(run.duration_s),
             _metrics(run),
-            "\n".join(str(difference) for difference in found),
+            without_controls("\n".join(str(difference) for difference in found)),
         )
         # a cell is text as it stands: brackets in it are no markup
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
@@ -65,7 +66,7 @@ def _name(run: RunSummary, outputs: Path) -> str:
 
 def _metrics(run: RunSummary) -> str:
     if run.reason:
-        return run.reason
+        return without_controls(run.reason)
     names = [name for name in KEY_METRICS if name in run.metrics]
     names = names or [name for name in run.metrics if not name.startswith("time/")]
     shown = ((name, run.metrics[name]) for name in names[:3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class RunSummary:
     duration_s: float
     started: str
     """ISO time of the first start."""
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     identity: dict[str, Any]
     reason: str | None
     """Why it failed or was pruned."""
@@ -44,26 +45,45 @@ def is_run(path: Path) -> bool:
 
 
 def read_run(path: Path) -> RunSummary:
-    """Summary of the run in a folder; what a kill kept from being written has an empty value."""
+    """Summary of the run in a folder; what is not there, or not what a run writes, has an empty value."""
     record, found = read_json(path / "identity.json"), read_json(path / "metrics.json")
-    status = found.get("status", "running")
+    status = _of(found.get("status", "running"), str, "?")
     if status == "running" and not is_held(path / ".lease"):
         status = "interrupted"
+    metrics: dict[str, Any] = _of(found.get("metrics"), dict, {})
+    duration = _of(found.get("duration_s"), (int, float), 0.0)
     return RunSummary(
         path=path,
-        task=record.get("task", "?"),
-        name=record.get("name", "?"),
-        seed=record.get("seed", 0),
+        task=_of(record.get("task"), str, "?"),
+        name=_of(record.get("name"), str, "?"),
+        seed=_of(record.get("seed"), int, 0),
         status=status,
-        duration_s=found.get("duration_s", 0.0),
-        started=found.get("started", ""),
-        metrics=found.get("metrics", {}),
-        identity=record.get("identity", {}),
-        reason=found.get("reason"),
+        duration_s=duration if 0 <= duration < LONGEST_S else 0.0,
+        started=_time(found.get("started")),
+        metrics={k: v for k, v in metrics.items() if isinstance(v, int | float | None)},
+        identity=_of(record.get("identity"), dict, {}),
+        reason=_of(found.get("reason"), str, None),
         host=found.get("host"),
         pid=found.get("pid"),
         git_commit=found.get("git_commit"),
     )
+
+
+LONGEST_S = 1e9
+"""30 years: what is longer is no duration."""
+
+
+def _of(value: Any, kind: Any, otherwise: Any) -> Any:
+    return value if isinstance(value, kind) else otherwise
+
+
+def _time(value: Any) -> str:
+    """An ISO time with its zone, or nothing."""
+    try:
+        zone = datetime.fromisoformat(value).tzinfo
+    except (TypeError, ValueError):
+        return ""
+    return value if zone is not None else ""
 
 
 def find_runs(outputs: str | Path) -> list[RunSummary]:
@@ -96,4 +116,5 @@ def nearest(
 
 
 def _named(identity: Mapping[str, Any]) -> list[Any]:
-    return [(identity.get(node) or {}).get("name") for node in ("model", "mix")]
+    nodes = (_of(identity.get(node), dict, {}) for node in ("model", "mix"))
+    return [node.get("name") for node in nodes]

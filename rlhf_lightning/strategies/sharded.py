@@ -12,8 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rlhf_lightning.callbacks.checkpointing import sync
 from rlhf_lightning.processes import all_sum, rank, step_if_finite, world_size
+from rlhf_lightning.runs.files import sync
 from rlhf_lightning.strategies.data_parallel import DataParallel
 from rlhf_lightning.strategies.sharding import load_local_state, local, local_state, shard_all
 

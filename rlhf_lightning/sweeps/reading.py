@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,8 @@ from rlhf_lightning.sweeps.queue import REASON, RETRY_OF, RUN, WORKER
 from rlhf_lightning.sweeps.samplers import METRICS
 from rlhf_lightning.sweeps.settings import SweepSettings, settings_from
 from rlhf_lightning.sweeps.storage import JOURNAL, quiet_optuna
+
+log = logging.getLogger("rlhf_lightning")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,13 @@ def read_sweep(folder: Path) -> FoundSweep:
     source = JOURNAL
     if trials is None:  # the study is in a database, whose address is written nowhere
         files = sorted((folder / "trials").glob("*.json"))
-        trials = [_of_record(folder, read_json(file), settings, space) for file in files]
+        records = {file.name: read_json(file) for file in files}
+        trials = []
+        for name, record in records.items():
+            if {"number", "state", "params"} <= record.keys():
+                trials.append(_of_record(folder, record, settings, space))
+            else:
+                log.warning("trials/%s cannot be read and is left out", name)
         source = "trials/*.json"
     return FoundSweep(folder, settings, space, parse_all(settings.constraints), trials, source)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,18 @@ def open_storage(folder: Path, url: str | None) -> Any:
     try:
         return optuna.storages.RDBStorage(url)
     except Exception as error:  # SQLAlchemy's, or a driver's that is not there
+        scheme = re.match(
+            r"[\w+]+://", url
+        )  # the rest may hold a password, and so may what is said of it
+        shown = f"{scheme[0]}..." if scheme else "a URL without ://"
         reason = str(error).splitlines()[0]
-        shown = url.split("://", maxsplit=1)[0]  # the rest may hold a password
+        if isinstance(error, ValueError) or any(
+            part in reason for part in re.split(r"[:/@]+", url)[2:-1] if part
+        ):
+            reason = type(error).__name__
         raise UserError(
-            f"hydra.sweeper.storage must be a database that can be opened, got {shown}://...: {reason}"
-        ) from error
+            f"hydra.sweeper.storage must be a database that can be opened, got {shown}: {reason}"
+        ) from None
 
 
 def _open_journal(folder: Path) -> Any:

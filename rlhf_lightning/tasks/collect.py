@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.callbacks.progress import counted
@@ -19,6 +20,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import frozen, grow_embeddings, load_policy
 from rlhf_lightning.processes import gather, is_first, wait_for_all, world_size
 from rlhf_lightning.rewards.functions import call_function, load_function
+from rlhf_lightning.stages.updates import require_finite
 from rlhf_lightning.strategies.weights import place_frozen
 from rlhf_lightning.tasks.fit import device_of
 from rlhf_lightning.tasks.job import Job, parent_tokenizer
@@ -157,6 +159,9 @@ def _ranker(job: Job, tokenizer: PreTrainedTokenizerFast, split: str) -> Ranker:
             sum(w * call_function(f, asked, text, prompt.record) for w, f in parts.values())
             for text in texts
         ]
+        require_finite(
+            torch.tensor(scores), where=f"reward.rank_by: prompt {asked!r}", what="score", then=""
+        )
         order = sorted(set(scores), reverse=True)
         return [order.index(score) for score in scores]
 

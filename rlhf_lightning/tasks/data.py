@@ -69,9 +69,10 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
         labeler_agreement=finite(mixture.labeler_agreement()),
         provenance=_provenance(root, mixture, tokenizer),
     )
+    page = render(report)
     with own_directory(folder):
         write_json(folder / "data.json", {"task": "data", **report.summary()})
-        write_text(folder / "report.html", render(report))
+        write_text(folder / "report.html", page)
     console = Console(highlight=False)
     if not console.is_terminal:  # a file or a pipe breaks no lines
         console.width = max(console.width, FILE_WIDTH)

@@ -41,12 +41,14 @@ from rlhf_lightning.processes import gather, in_order, is_first, share, world_si
 from rlhf_lightning.rewards.base import ScoreRequest
 from rlhf_lightning.rewards.learned import LearnedReward
 from rlhf_lightning.runs import Artifact, Stop
+from rlhf_lightning.stages.updates import require_finite
 from rlhf_lightning.strategies.weights import place_frozen
 from rlhf_lightning.tasks.generate_output import printed, require_place, written
 from rlhf_lightning.tasks.job import device_for, own_tokenizer, seed_of
 
 log = logging.getLogger("rlhf_lightning")
 
+_UNUSABLE = "; its model's weights are of no use, nothing is written"
 WINDOW = 2048
 """Rows that are sorted by length together; fixed, so that samples do not depend on the batch size."""
 
@@ -221,6 +223,7 @@ class Speaker:
             pad_id=pad_id(self.tokenizer),
             uniforms=uniforms,
         )
+        require_finite(said.logprobs, where="generate", what="log-probability", then=_UNUSABLE)
         columns = {
             "response": decode(self.tokenizer, said.ids, said.mask),
             "response_tokens": said.mask.sum(1).tolist(),
@@ -231,7 +234,9 @@ class Speaker:
             request = ScoreRequest(
                 batch.ids, batch.mask, said.ids, said.mask, records, self.tokenizer
             )
-            columns["score"] = self.reward(request).tolist()
+            scores = self.reward(request)
+            require_finite(scores, where="generate", what="score", then=_UNUSABLE)
+            columns["score"] = scores.tolist()
         made = zip(*columns.values(), strict=True)
         return [
             {

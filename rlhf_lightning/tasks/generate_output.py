@@ -13,6 +13,7 @@ from rich.text import Text
 
 from rlhf_lightning.data.stored import write_rows
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.foreign import without_controls
 from rlhf_lightning.runs.files import own_directory, temporary_name
 
 Row = dict[str, Any]
@@ -25,6 +26,10 @@ def require_place(output: str | None, source: str | None, *, overwrite: bool) ->
     path = Path(output)
     if path.is_dir():
         raise UserError(f"output must be a file, got the folder {output!r}")
+    if (
+        path.exists() and not path.is_file()
+    ):  # a device, a pipe: a rename would put a file in its place
+        raise UserError(f"output must be a file, got {output!r} (left out, rows are printed)")
     if source is not None and path.exists() and path.samefile(source):
         raise UserError(f"output must be another file than input, got {output!r}")
     if path.exists() and not overwrite:
@@ -46,6 +51,7 @@ def written(path: Path, rows: Iterable[Row], *, overwrite: bool) -> int:
 
     Raises: UserError if another file has appeared at `path` and must stay: it names where the rows are.
     """
+    path = path.resolve()  # of a link, what it leads to
     own = temporary_name(path)  # two commands may have one output
     with own_directory(path.parent):
         try:
@@ -91,6 +97,7 @@ def printed(rows: Iterable[Row], *, scored: bool, console: Console | None = None
 
 
 def _line(console: Console, name: str, text: str, style: str) -> None:
+    text = without_controls(text)
     # a Text: brackets in it are no markup; soft_wrap: a line that is piped on stays one line
     console.print(Text.assemble((f"{name:<10}", "cyan"), (text, style)), soft_wrap=True)
 

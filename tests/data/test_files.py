@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlhf_lightning.data import files
 from rlhf_lightning.data.files import FileSource
 from rlhf_lightning.data.records import prompt_key, split_key
 from rlhf_lightning.data.sentences import chunks
@@ -303,3 +304,14 @@ def test_messages_beside_a_column_named_prompt_are_the_conversation(tmp_path):
     source = FileSource(path, validation_fraction=0.0, test_fraction=0.0)
     assert source.record("demonstration", "train", 0)["messages"] == messages
     assert source.record("prompt", "train", 0)["prompt"] == messages[:-1]
+
+
+def test_a_folder_of_more_files_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "OPEN_FILES", 2)
+    for i, record in enumerate(PROMPTS):
+        (tmp_path / f"{i:02}.jsonl").write_text(json.dumps(record))
+    source = FileSource(tmp_path, validation_fraction=0, test_fraction=0)
+    found = [source.record("prompt", "train", i)["prompt"][0]["content"] for i in range(60)]
+    assert sorted(found) == sorted(record["prompt"][0]["content"] for record in PROMPTS)
+    own = [Path(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert sum(f.exists() and f.resolve().parent == tmp_path for f in own) == 2

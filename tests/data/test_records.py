@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from rlhf_lightning.data.records import (
@@ -161,3 +163,10 @@ def test_split_shares_are_the_fractions():
     # binomial: sd of a share is at most sqrt(0.2 * 0.8 / 10,000) = 0.004
     assert abs(splits.count("test") / 10_000 - 0.2) < 0.016
     assert abs(splits.count("validation") / 10_000 - 0.1) < 0.012
+
+
+def test_a_million_marks_in_one_word_take_no_time():
+    """It runs for every row; it took the square of the row's length."""
+    began = time.monotonic()
+    assert prompt_key([{"role": "user", "content": "a" + "!" * 1_000_000 + "1"}]).endswith("!1")
+    assert time.monotonic() - began < 5

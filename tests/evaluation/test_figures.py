@@ -91,3 +91,9 @@ def test_a_heat_strip_shows_the_first_tokens_of_a_long_response() -> None:
     (ax,) = figure.axes
     assert [label.get_text() for label in ax.get_xticklabels()][-2:] == ["a", "... 5 more"]
     assert len(ax.get_xticklabels()) == SHOWN_TOKENS + 1
+
+
+def test_a_name_with_dollars_is_no_formula() -> None:
+    """matplotlib's parser of formulas ended the page after all the work."""
+    figure = win_rate_bars({"a$^$/win_rate_vs_sft": 0.6}, [("a$^$", "sft")])
+    assert figure is not None and "a$^$ against sft" in figure_to_svg(figure)

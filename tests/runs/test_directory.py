@@ -281,3 +281,12 @@ def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path: Path, open_run)
     with pytest.raises(RunFailed), open_run(tmp_path / "run") as run:
         lose(run)
     assert record(run.path)["status"] == "running"
+
+
+def test_an_empty_folder_of_the_users_own_stays(tmp_path: Path, open_run):
+    """It may have rights that were given to it."""
+    place = tmp_path / "mine"
+    place.mkdir(mode=0o750)
+    with pytest.raises(UserError), open_run(place):
+        raise UserError("sft.optimizer: no")
+    assert place.is_dir() and os.listdir(place) == []

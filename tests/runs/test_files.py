@@ -75,3 +75,17 @@ def test_git_commit_ignores_where_git_was_pointed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     git_commit.cache_clear()
     assert git_commit() == expected
+
+
+def test_a_link_that_cannot_be_replaced_leaves_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In a folder with the sticky bit `latest` may be somebody else's."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError):
+        link(tmp_path / "run", tmp_path / "latest")
+    assert os.listdir(tmp_path) == []

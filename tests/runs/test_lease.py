@@ -8,11 +8,12 @@ import socket
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rlhf_lightning.errors import Interrupted, UserError
 from rlhf_lightning.runs.files import read_json
-from rlhf_lightning.runs.lease import Lease, is_held
+from rlhf_lightning.runs.lease import Lease, is_held, start_of
 from rlhf_lightning.runs.signals import Stop
 
 OWNER = """
@@ -133,3 +134,25 @@ def test_an_owner_whose_thread_slept_too_sees_that_another_one_has_the_lock(tmp_
     lock.unlink()
     assert not mine.is_held()
     mine.release()
+
+
+def test_a_living_owner_is_neither_dead_by_a_clock_that_is_set_nor_by_being_hidden(
+    tmp_path: Path, spawn, monkeypatch: pytest.MonkeyPatch
+):
+    """Wall-clock starts move when a clock is set; with hidepid /proc does not show other users' processes."""
+    process = own(spawn, tmp_path / ".lease")
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: time.time())
+    assert is_held(tmp_path / ".lease")
+
+    def hidden(pid: int) -> psutil.Process:
+        raise psutil.NoSuchProcess(pid)
+
+    def others(pid: int, signum: int) -> None:
+        assert (pid, signum) == (process.pid, 0)
+        raise PermissionError
+
+    monkeypatch.setattr(psutil, "Process", hidden)
+    monkeypatch.setattr(os, "kill", others)
+    assert is_held(tmp_path / ".lease")
+    monkeypatch.undo()
+    assert start_of(process.pid) != start_of(os.getpid())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,29 @@ def test_the_nearest_run_is_that_with_the_fewest_differing_keys(tmp_path: Path, 
     assert nearest(tmp_path, "sft", {}) is None
     # another model's run is no neighbour
     assert nearest(tmp_path, "ppo", {"model": {"name": "small"}, "ppo": {"kl_coef": 0.2}}) is None
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"metrics": None, "duration_s": None, "started": 5, "status": ["x"]},
+        {"metrics": ["a"], "duration_s": 1e300, "started": "yesterday", "reason": {}},
+        {"metrics": {"ppo/kl_k1": "low"}, "started": "2026-01-01T00:00:00"},
+    ],
+)
+def test_a_foreign_folder_hides_no_other_run(tmp_path: Path, open_run, metrics: dict) -> None:
+    make(open_run, tmp_path, "first", 0.05, 4)
+    other = tmp_path / "ppo" / "other"
+    other.mkdir()
+    (other / "identity.json").write_text(json.dumps({"task": "ppo", "identity": {"model": "x"}}))
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    deep = tmp_path / "ppo" / "deep"
+    deep.mkdir()
+    (deep / "identity.json").write_text("[" * 100_000)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(runs_table(tmp_path))
+    assert "ppo/first" in console.export_text()
+    assert nearest(tmp_path, "ppo", {}) is not None
 
 
 def test_the_table_shows_status_metrics_and_what_differs(tmp_path: Path, open_run):

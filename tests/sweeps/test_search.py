@@ -303,6 +303,11 @@ def test_a_database_that_is_not_there_is_refused_without_its_password(tmp_path: 
     with pytest.raises(UserError, match=r"^hydra\.sweeper\.storage must be") as error:
         run_search(tmp_path, n_trials=1, storage="nodb://me:secret@host/x")
     assert "secret" not in str(error.value)
+    # written wrong, it is no less a secret
+    for url in ("postgresql:/me:secret@host/x", "me:secret@host", "sqlite://me:secret@h/x"):
+        with pytest.raises(UserError) as error:
+            run_search(tmp_path, n_trials=1, storage=url)
+        assert "secret" not in str(error.value)
 
 
 def test_a_lock_that_a_kill_left_is_taken_away(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from rlhf_lightning.config import ModelConfig, RewardConfig, RewardPartConfig
 from rlhf_lightning.data.prompts import Prompt
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.tasks.collect import _loaded_as, _ranked, _ranker
 
 PROMPT = Prompt(3, [7, 8], {"prompt": [{"role": "user", "content": "Hi"}], "meta": {"best": 5}})
@@ -22,6 +23,18 @@ def length(prompt: str, response: str) -> float:
 def near(prompt: str, response: str, *, record: dict[str, Any]) -> float:
     assert prompt == "decoded"
     return -abs(len(response) - record["meta"]["best"])
+
+
+def divides_by_its_length(prompt: str, response: str) -> float:
+    return math.nan if not response else 1 / len(response)
+
+
+def test_a_score_that_is_no_number_ranks_nothing() -> None:
+    """Sorting around NaN put it first, and the others in any order."""
+    of = job(mine=part("divides_by_its_length", 1.0))
+    assert ranks(of, ["a", "bb"]) == [0, 1]
+    with pytest.raises(RunFailed, match=r"^reward.rank_by: prompt 'decoded': the score is nan$"):
+        ranks(of, ["a", "", "bb"])
 
 
 def job(**parts: RewardPartConfig) -> Any:

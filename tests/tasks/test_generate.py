@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from rich.console import Console
 
 from rlhf_lightning.data.encode import encode_prompts
-from rlhf_lightning.errors import Interrupted, UserError
+from rlhf_lightning.errors import Interrupted, RunFailed, UserError
 from rlhf_lightning.tasks import generate
 from rlhf_lightning.tasks.generate_output import printed, written
 from tests.harness import json_lines, rlhf_here
@@ -180,6 +181,35 @@ def test_an_output_that_exists_is_kept_unless_the_user_says_otherwise(
     assert len(rows_of(tmp_path, models, "generate.overwrite=true")) == 3
 
 
+def test_an_output_that_is_no_file_is_refused_and_a_link_leads_to_its_file(
+    tmp_path: Path, models: Path
+) -> None:
+    """As root a rename would put a file in the place of /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"^output must be a file, got .*pipe"):
+        rows_of(tmp_path, models, "generate.overwrite=true", name="pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "real.jsonl").write_text("old")
+    (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+    rows_of(tmp_path, models, "generate.overwrite=true", name="link.jsonl")
+    assert (tmp_path / "link.jsonl").is_symlink() and len(json_lines(tmp_path / "real.jsonl")) == 3
+
+
+def test_weights_that_are_no_numbers_write_nothing(tmp_path: Path, models: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for kind, what in (("reward", "score"), ("policy", "log-probability")):
+        broken = tmp_path / kind
+        shutil.copytree(models / kind, broken)
+        weights = load_file(broken / "model.safetensors")
+        for weight in weights.values():
+            weight.fill_(math.nan)
+        save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(RunFailed, match=rf"^generate: the {what} is nan"):
+            rows_of(tmp_path, models, f"generate.init.{kind}={broken}")
+        assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -314,12 +344,12 @@ def test_brackets_in_a_response_are_no_markup_and_lines_stay_whole() -> None:
     row = {
         "index": 0,
         "prompt": [{"role": "user", "content": "hi"}],
-        "response": "[red]" + 40 * "x",
+        "response": "[red]" + 40 * "x" + "\x1b[2J",
     }
     row |= {"response_tokens": 3, "ended": False, "logprob": -1.234, "score": 0.5}
     assert printed([row], scored=True, console=console) == 1
     lines = console.export_text().splitlines()
-    assert "response  [red]" + 40 * "x" in lines
+    assert "response  [red]" + 40 * "x" + "␛[2J" in lines  # for a terminal to show, not to obey
     assert lines[-1] == "          3 tokens, cut off · logprob -1.23 · score 0.500"
     console.file.close()
 
