@@ -86,9 +86,8 @@ def in_processes(
     Raises: what the first process to fail would have raised here; RunFailed where one was killed.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(
-        parents=True, exist_ok=True
-    )  # over NFS a file that a dying process still holds may be left
+    # it may be there: over NFS a file stays that a dying process still holds
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", config_yaml)
     orders.write(folder)
     # on this machine's own disk: processes of one node meet by locks, which not every shared file system has
