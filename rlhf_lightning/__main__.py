@@ -206,17 +206,9 @@ def _choose_how_threads_wait() -> None:
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
-def _look_for_modules_where_this_does() -> None:
-    """`python -m` would find a datasets.py of the working directory before the package; `rlhf` does not look there."""
-    here = os.getcwd()
-    if "" not in sys.path and here not in sys.path:
-        os.environ.setdefault("PYTHONSAFEPATH", "1")
-
-
 def main() -> None:
     """The console script. Exit codes: 0 done, 2 bad input, 1 failed, 128 + signal stopped by a signal."""
     _choose_how_threads_wait()
-    _look_for_modules_where_this_does()
     full_error = _users_full_error == "1"
     compose.register()
     sys.argv[1:] = flags_first(saved_config_first(quoted_prompt(sys.argv[1:])))

@@ -11,12 +11,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "rlhf_lightning"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-CORE = {"config", "errors", "foreign"}
+CORE = {"config", "errors", "foreign", "interpreter"}
 """What every part may import but the pure ones (functional, batches)."""
 
 OURS = {
     "errors": set(),
     "foreign": {"errors"},
+    "interpreter": set(),
     "config": {"errors"},
     "functional": set(),
     "batches": set(),
@@ -85,7 +86,7 @@ BESIDE = {"launch/rank.py"}
 """Never imported by the command itself: may have torch though its part has not."""
 NO_TORCH = ("config", "errors", "runs", "plan", "parents", "pipeline", "signatures", "binding")
 NO_TORCH += ("model_identity", "compose", "compose_errors", "__main__", "__init__", "sweeps")
-NO_TORCH += ("jobs", "launch", "slurm", "foreign")
+NO_TORCH += ("jobs", "launch", "slurm", "foreign", "interpreter")
 """Config errors, `dry_run=true` and `task=runs` answer without it."""
 
 

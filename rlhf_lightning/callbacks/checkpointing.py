@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -174,8 +175,8 @@ class Checkpointing(pl.Callback):
 def save_checkpoint(trainer: pl.Trainer, folder: Path) -> Path:
     """Write `folder/last.ckpt` by way of a temporary name; the one before it stays as previous.ckpt."""
     last, previous = folder / LAST, folder / PREVIOUS
-    # a name that is never used twice: over NFS another node may take an old one for what it has become
-    part = folder / f"part-{trainer.fit_loop.total_batch_idx + 1}.ckpt"
+    # a name of its own: over NFS another node may take an old one for what it has become
+    part = folder / f"part-{gather(uuid.uuid4().hex[:12])[0]}.ckpt"
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("part*.ckpt"):  # by a kill
@@ -236,7 +237,7 @@ def find_checkpoint(folder: Path | str) -> Path | None:
 
 def _files(path: Path) -> list[Path]:
     """A checkpoint's files; none where one is missing or cut short."""
-    if not path.is_dir():
+    if path.is_file():
         return [path]
     try:
         sizes: dict[str, int] = json.loads((path / FILES).read_text("utf-8"))

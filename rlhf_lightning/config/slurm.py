@@ -117,8 +117,9 @@ class SlurmConfig:
 
     def _check_option(self, option: str, value: object) -> None:
         key = f"slurm.extra.{option}"
-        # sbatch also takes the beginning of an option for it
-        ok = OPTION.fullmatch(option) is not None and not any(m.startswith(option) for m in MANAGED)
+        # sbatch also takes the beginning of an option for it, unless that is another one
+        begins = any(m.startswith(option) for m in MANAGED) and option != "gpus"
+        ok = OPTION.fullmatch(option) is not None and not begins
         require(ok, "slurm.extra", "options of sbatch that have no setting of their own", option)
         ok = value is True or (
             isinstance(value, int | float | str) and VALUE.fullmatch(str(value)) is not None

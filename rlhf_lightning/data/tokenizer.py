@@ -48,8 +48,12 @@ DEFAULT_TEMPLATE = (
 _KNOWN_PADS = (PAD, "<pad>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>")
 
 
-_LONG = re.compile(r"(\S{1000})\S+")
-"""A word of which a tokenizer learns the beginning only."""
+_LEARNED = 1000
+_LONG = re.compile(
+    "|".join(f"{kind}{{{_LEARNED},}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
+)
+"""Letters, digits, signs or white space in a row, of which a tokenizer learns the beginning only. Sentences in a script
+without spaces are no such row: marks part them."""
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -71,7 +75,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
         show_progress=False,
     )
     # BPE takes the square of a word's length
-    backend.train_from_iterator((_LONG.sub(r"\1", text) for text in texts), trainer)
+    shorter = (_LONG.sub(lambda word: word[0][:_LEARNED], text) for text in texts)
+    backend.train_from_iterator(shorter, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BEGIN,

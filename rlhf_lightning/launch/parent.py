@@ -8,16 +8,16 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_lightning.errors import RunFailed, UserError
+from rlhf_lightning.interpreter import python
 from rlhf_lightning.launch.orders import Orders, Outcome
 from rlhf_lightning.runs import Stop
 from rlhf_lightning.runs.files import write_text
@@ -28,7 +28,7 @@ PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
 """Variables that say which process one is: what this one may have inherited is not meant for its own processes."""
 CPU_BINDING = "SLURM_CPU_BIND"
 """How variables begin by which srun takes over another step's binding of processes to cores."""
-COMMAND = (sys.executable, "-m", "rlhf_lightning.launch.rank")
+COMMAND = (*python(), "-m", "rlhf_lightning.launch.rank")
 PARENT = "RLHF_PARENT"
 """Process id of this process, for its children."""
 MEETING = "RLHF_MEETING"
@@ -90,7 +90,7 @@ def in_processes(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", config_yaml)
     orders.write(folder)
-    # on this machine's own disk: processes of one node meet by locks, which not every shared file system has
+    # where temporary files go: processes of one node meet by locks, which not every shared file system has
     with tempfile.TemporaryDirectory(prefix="rlhf-", ignore_cleanup_errors=True) as meeting:
         started = start(folder, ranks, Path(meeting))
         try:
@@ -189,10 +189,16 @@ def _pass_on(process: subprocess.Popen[bytes], errors: list[str]) -> None:
     rest = b""
     with process.stderr as stream:
         while data := os.read(stream.fileno(), 65536):
-            os.write(2, data)
+            with suppress(OSError):  # a full disk behind a log: srun must not end for it
+                os.write(2, data)
             *lines, rest = (rest + data).split(b"\n")
-            words = (line.decode(errors="replace").strip() for line in lines)
-            errors += [line for line in words if line.startswith(SRUN_SAYS)]
+            errors += _complaints(lines)
+    errors += _complaints([rest])
+
+
+def _complaints(lines: Iterable[bytes]) -> list[str]:
+    words = (line.decode(errors="replace").strip() for line in lines)
+    return [line for line in words if line.startswith(SRUN_SAYS)]
 
 
 def _free_port(host: str, job: int) -> int:

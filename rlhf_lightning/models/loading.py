@@ -285,19 +285,23 @@ def set_dropout(module: nn.Module, probability: float) -> int:
     That of attention and of adapters stays: the latter have a setting of their own.
     """
     places = [
-        (part, "p" if isinstance(part, nn.Dropout) else "dropout")
+        (part, key)
         for name, part in module.named_modules()
-        if (isinstance(part, nn.Dropout) and not name.endswith(_OTHER_DROPOUT))
-        # OPT keeps a number
-        or (
-            isinstance(getattr(part, "dropout", None), float)
-            and "Attention" not in type(part).__name__
-        )
-        if "lora_dropout" not in name
+        if "lora_dropout" not in name and not name.endswith(_OTHER_DROPOUT)
+        for key in _dropout_keys(part)
     ]
     for part, key in places:
         setattr(part, key, probability)
     return len(places)
+
+
+def _dropout_keys(part: nn.Module) -> list[str]:
+    """Where a module keeps the probability: a layer in `p`, OPT in `dropout`, Bloom and Falcon in `hidden_dropout`."""
+    if isinstance(part, nn.Dropout):
+        return ["p"]
+    attention = "Attention" in type(part).__name__  # whose `dropout` is that of its weights
+    keys = ["hidden_dropout"] if attention else ["hidden_dropout", "dropout"]
+    return [key for key in keys if isinstance(getattr(part, key, None), float)]
 
 
 _OTHER_DROPOUT = (".attn_dropout", ".attention_dropout")

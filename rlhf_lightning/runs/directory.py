@@ -114,7 +114,8 @@ def _refuse_another(run: Run, key: str) -> None:
             )
         return
     there = read_json(run.identity_json)
-    there = {"task": there.get("task"), **there.get("identity", {})}
+    identity = there.get("identity")
+    there = {"task": there.get("task"), **(identity if isinstance(identity, dict) else {})}
     here = {"task": run.task, **run.identity}
     if canonical_json(there) != canonical_json(here):
         found = "; ".join(str(difference) for difference in differences(there, here))

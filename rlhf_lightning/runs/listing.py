@@ -48,14 +48,16 @@ def runs_table(outputs: str | Path) -> Table:
         found = differences(before.identity, run.identity) if before else []
         cells = (
             _name(run, Path(outputs)),
-            Text(run.status, style=COLOURS.get(run.status, "")),
+            Text(without_controls(run.status), style=COLOURS.get(run.status, "")),
             _age(run.started),
             _duration(run.duration_s),
             _metrics(run),
-            without_controls("\n".join(str(difference) for difference in found)),
+            "\n".join(str(difference) for difference in found),
         )
         # a cell is text as it stands: brackets in it are no markup
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+        table.add_row(
+            *(cell if isinstance(cell, Text) else Text(without_controls(cell)) for cell in cells)
+        )
         previous[run.task] = run
     return table
 
@@ -66,7 +68,7 @@ def _name(run: RunSummary, outputs: Path) -> str:
 
 def _metrics(run: RunSummary) -> str:
     if run.reason:
-        return without_controls(run.reason)
+        return run.reason
     names = [name for name in KEY_METRICS if name in run.metrics]
     names = names or [name for name in run.metrics if not name.startswith("time/")]
     shown = ((name, run.metrics[name]) for name in names[:3])

@@ -60,7 +60,7 @@ def read_run(path: Path) -> RunSummary:
         status=status,
         duration_s=duration if 0 <= duration < LONGEST_S else 0.0,
         started=_time(found.get("started")),
-        metrics={k: v for k, v in metrics.items() if isinstance(v, int | float | None)},
+        metrics={k: v for k, v in metrics.items() if _is_number(v)},
         identity=_of(record.get("identity"), dict, {}),
         reason=_of(found.get("reason"), str, None),
         host=found.get("host"),
@@ -75,6 +75,12 @@ LONGEST_S = 1e9
 
 def _of(value: Any, kind: Any, otherwise: Any) -> Any:
     return value if isinstance(value, kind) else otherwise
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, int):
+        return abs(value) < 2**63  # a longer one fits no float
+    return isinstance(value, float | None)
 
 
 def _time(value: Any) -> str:

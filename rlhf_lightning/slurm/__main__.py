@@ -9,6 +9,7 @@ import sys
 
 from rlhf_lightning.config import SlurmConfig
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.interpreter import python
 from rlhf_lightning.slurm.task import Task
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return task.run([sys.executable, "-m", "rlhf_lightning", *arguments])
+    return task.run([*python(), "-m", "rlhf_lightning", *arguments])
 
 
 if __name__ == "__main__":

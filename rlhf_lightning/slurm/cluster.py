@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from rlhf_lightning.errors import UserError
 
@@ -96,7 +97,7 @@ class Standing:
     reason: str
     restarts: int
     preempted: bool = False
-    """For another job; one that somebody cancelled is not."""
+    """It has ended for another job."""
 
     @property
     def over_time(self) -> bool:
@@ -127,13 +128,29 @@ def standing(job: str) -> Standing:
         facts.get("JobState", "?"),
         facts.get("Reason", "?"),
         int(restarts) if restarts.isdigit() else 0,
-        facts.get("PreemptTime", "None") != "None",
+        _was_preempted(facts),
     )
+
+
+PREEMPTION_S = 300.0
+"""A job that ends this long after it was preempted ends for that; SLURM stamps it also where it only suspends a job."""
+
+
+def _was_preempted(facts: Mapping[str, str]) -> bool:
+    try:
+        preempted, ended = (datetime.fromisoformat(facts[k]) for k in ("PreemptTime", "EndTime"))
+    except (KeyError, ValueError):  # None, Unknown
+        return False
+    return abs((ended - preempted).total_seconds()) <= PREEMPTION_S
+
+
+def _without(environ: Mapping[str, str], *beginnings: str) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if not name.startswith(beginnings)}
 
 
 def _ask(command: Sequence[str]) -> str:
     # a user's SQUEUE_STATES would hide jobs
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    environment = _without(os.environ, "SQUEUE_", "SACCT_")
     try:
         done = subprocess.run(
             command,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +12,17 @@ from typing import Any
 
 from rlhf_lightning.config import SlurmConfig
 from rlhf_lightning.errors import RunFailed, UserError
+from rlhf_lightning.interpreter import python
 from rlhf_lightning.slurm.folder import SCRIPTS, JobFolder
 from rlhf_lightning.slurm.task import run_folder
 
 log = logging.getLogger("rlhf_lightning")
 
-PYTHON = f"""sh -c 'trap "" USR1; exec "$@"' sh {shlex.quote(sys.executable)}"""
-"""A warning that comes before our handlers are there is ignored, not fatal: at the limit itself a job goes back too."""
+
+def _python() -> str:
+    """What runs a job. A warning that comes before our handlers are there is ignored, not fatal: at the limit itself a
+    job goes back too."""
+    return f"""sh -c 'trap "" USR1; exec "$@"' sh {shlex.join(python())}"""
 
 
 def require_submitit(key: str) -> None:
@@ -60,7 +63,7 @@ def submit(
     scripts = folders[0].path.parent / SCRIPTS
     scripts.mkdir(parents=True, exist_ok=True)
     # our task does the requeueing: submitit's own knows nothing of checkpoints
-    executor = SlurmExecutor(folder=scripts, max_num_timeout=0, python=PYTHON)
+    executor = SlurmExecutor(folder=scripts, max_num_timeout=0, python=_python())
     executor.update_parameters(**parameters(settings, name=name, after=after))
     paths = [str(folder.path) for folder in folders]
     try:
@@ -81,21 +84,36 @@ def submit(
 
 DEFAULTS = ("partition", "account", "qos", "constraint", "reservation")
 """What a user may have in SBATCH_PARTITION and the like, and here."""
+WRITTEN = (
+    "TIMELIMIT",
+    "JOB_NAME",
+    "REQUEUE",
+    "NO_REQUEUE",
+    "SIGNAL",
+    "OPEN_MODE",
+    "EXPORT",
+    "ARRAY_INX",
+    "CLUSTERS",
+)
+WRITTEN += ("GPUS_PER_NODE", "MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU", "WAIT")
+"""Variables of sbatch, without SBATCH_, whose options every job of ours has, or may not have."""
+KEPT = ("SLURM_CONF", "SLURM_JWT")
 
 
 @contextmanager
 def _as_outside_of_a_job(settings: SlurmConfig) -> Iterator[None]:
     """Without the variables of a job that this may be in: sbatch would take them over, and its own before ours."""
-    mine = {f"SBATCH_{name.upper()}" for name in DEFAULTS if getattr(settings, name) is None}
+    given = [name.upper() for name in DEFAULTS if getattr(settings, name) is not None]
+    ours = {f"SBATCH_{name}" for name in (*given, *WRITTEN)}
     taken = {
         name: os.environ.pop(name)
         for name in list(os.environ)
-        if name.startswith(("SLURM_", "SRUN_", "SBATCH_", "SUBMITIT_"))
-        if name != "SLURM_CONF" and name not in mine
+        if name in ours or name.startswith(("SLURM_", "SRUN_", "SUBMITIT_"))
+        if name not in KEPT
     }
-    ignored = sorted(name for name in taken if name.startswith("SBATCH_"))
+    ignored = sorted(ours & taken.keys())
     if ignored:
-        log.warning("%s: not used, the settings of slurm say it", ", ".join(ignored))
+        log.warning("%s: not handed on, the settings of slurm say it", ", ".join(ignored))
     try:
         yield
     finally:

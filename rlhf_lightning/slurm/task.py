@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.interpreter import python
 from rlhf_lightning.runs.batch_job import BatchJob, batch_job
 from rlhf_lightning.slurm.cluster import NoAnswer, requeue, standing
 from rlhf_lightning.slurm.folder import FAILED, FINISHED, REQUEUED, STOPPED, JobFolder, Outcome
@@ -39,7 +40,7 @@ COMMAND_NOT_FOUND = 127
 def run_folder(path: str) -> None:
     """The job of a folder. Ends this process with the command's exit code."""
     folder = JobFolder(Path(path))
-    command = folder.record.get("command") or [sys.executable, "-m", "rlhf_lightning"]
+    command = folder.record.get("command") or [*python(), "-m", "rlhf_lightning"]
     task = Task(folder, max_requeues=folder.record["max_requeues"])
     sys.exit(task.run([*command, "--config-dir", str(folder.path), "--config-name", "config"]))
 

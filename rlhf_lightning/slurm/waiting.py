@@ -17,6 +17,9 @@ ASK_S = 5.0
 GONE_TWICE = 2
 """A job that is about to start again, or whose last word is on its way over NFS, is missing for a moment."""
 
+DOUBT_S = 600.0
+"""How long a job is waited for that the queue does not name and the accounting calls alive."""
+
 log = logging.getLogger("rlhf_lightning")
 
 
@@ -49,6 +52,8 @@ class _Queue:
         self._began = clock()
         self._next = self._began
         self._missing = dict.fromkeys(ids, 0)
+        self._gone = dict.fromkeys(ids, self._began)
+        """When each was first missing."""
         self._states: dict[int, str] = {}
 
     def look(self, jobs: Sequence[int]) -> None:
@@ -65,6 +70,8 @@ class _Queue:
         for i in jobs:
             state = there.get(self._ids[i])
             self._missing[i] = 0 if state else self._missing[i] + 1
+            if self._missing[i] <= 1:
+                self._gone[i] = now
             if state and state != self._states.get(i):
                 held = "; `scontrol release` lets it go" if "held" in state.lower() else ""
                 log.info("job %s: %s%s", self._ids[i], state.lower(), held)
@@ -75,11 +82,8 @@ class _Queue:
         if self._missing[i] < GONE_TWICE:
             return None
         state = final_state(self._ids[i]) or "gone from the queue"
-        if state in RUNS or state in (
-            "PENDING",
-            "COMPLETING",
-            "REQUEUED",
-        ):  # squeue has not told all
+        alive = state in RUNS or state in ("PENDING", "COMPLETING", "REQUEUED")
+        if alive and self._clock() - self._gone[i] < DOUBT_S:  # one of the two has not told all
             return None
         now = datetime.now(UTC).isoformat()
         job, reason = self._ids[i], f"the job is {state} and left no word of its own"

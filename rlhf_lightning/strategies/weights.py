@@ -21,7 +21,8 @@ def place_frozen(model: nn.Module, settings: StrategyConfig, device: torch.devic
 
 
 def whole_in_first(model: PreTrainedModel) -> None:
-    """Give the first process all weights of a model that is spread, on the host; in the others it is of no use then.
+    """Give the first process all weights of a model, on the host, whole and each by itself; in the others it is of no
+    use then.
 
     All processes take part, one weight at a time.
     """

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import Interrupted, RunFailed
+from rlhf_lightning.interpreter import python
 from rlhf_lightning.runs.curves import run_curves
 from rlhf_lightning.runs.files import write_text
 from rlhf_lightning.runs.lease import Lease
@@ -143,7 +143,7 @@ class Worker:
         write_text(folder / "config.yaml", config)
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
-        command = self.settings.command or [sys.executable, "-m", "rlhf_lightning"]
+        command = self.settings.command or [*python(), "-m", "rlhf_lightning"]
         ours = orders.environment(self.settings.storage, child=self.settings.command is None)
         environment = {**os.environ, **ours}
         environment.pop("HYDRA_FULL_ERROR", None)  # ours, while Hydra runs the sweep

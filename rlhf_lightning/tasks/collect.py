@@ -160,7 +160,10 @@ def _ranker(job: Job, tokenizer: PreTrainedTokenizerFast, split: str) -> Ranker:
             for text in texts
         ]
         require_finite(
-            torch.tensor(scores), where=f"reward.rank_by: prompt {asked!r}", what="score", then=""
+            torch.tensor(scores, dtype=torch.float64),
+            where=f"reward.rank_by: prompt {asked!r}",
+            what="score",
+            then="",
         )
         order = sorted(set(scores), reverse=True)
         return [order.index(score) for score in scores]

@@ -36,7 +36,7 @@ def require_place(output: str | None, source: str | None, *, overwrite: bool) ->
         raise UserError(
             f"output must be a new file, got {output!r}, which exists (generate.overwrite=true replaces it)"
         )
-    require_writable(path.absolute().parent, "output")
+    require_writable(path.resolve().parent, "output")
 
 
 def require_writable(folder: Path, key: str) -> None:

@@ -197,6 +197,26 @@ def test_a_folder_is_whole_where_every_process_can_read_its_share(
     assert find_checkpoint(tmp_path) is None
 
 
+def test_another_process_waits_until_it_sees_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "last.ckpt"
+    monkeypatch.setattr(checkpointing, "world_size", lambda: 2)
+    monkeypatch.setattr(checkpointing, "rank", lambda: 1)
+    monkeypatch.setattr(checkpointing, "SEEN_S", 0.0)
+    assert not checkpointing._is_readable(folder)
+    monkeypatch.setattr(checkpointing, "SEEN_S", 30.0)
+
+    def appears(_: float) -> None:
+        folder.mkdir()
+        for rank in (0, 1):
+            torch.save({}, folder / f"fsdp2-rank-{rank}.ckpt")
+        checkpointing._close(folder)
+
+    monkeypatch.setattr(checkpointing.time, "sleep", appears)
+    assert checkpointing._is_readable(folder)
+
+
 def test_no_checkpoint_is_found_where_none_is(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "absent") is None
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -281,3 +282,13 @@ def test_scores_of_a_unigram_vocabulary_count(tmp_path):
     loaded = AutoTokenizer.from_pretrained(tmp_path / "a")
     prepare_tokenizer(loaded)
     assert tokenizer_fingerprint(tmp_path / "a") == tokenizer_fingerprint(loaded)
+
+
+def test_a_word_without_end_takes_no_time_and_a_script_without_spaces_loses_nothing():
+    began = time.monotonic()
+    train_tokenizer(["ab" * 150_000, " " * 100_000, "=" * 100_000], vocab_size=300)
+    assert time.monotonic() - began < 5
+    said = "你好，世界。" * 400 + "猫很好。" * 3
+    found = train_tokenizer([said], vocab_size=400)
+    # of the last sentences too
+    assert len(found("猫", add_special_tokens=False)["input_ids"]) < len("猫".encode())

@@ -158,7 +158,7 @@ def test_a_port_that_somebody_has_is_passed_over_on_the_host_that_listens() -> N
 
 
 def test_what_srun_says_was_wrong_is_in_the_message(tmp_path: Path) -> None:
-    says = "echo 'a bar' >&2; echo 'srun: error: node2: task 1: Killed' >&2; exit 143"
+    says = "echo 'a bar' >&2; printf 'srun: error: node2: task 1: Killed' >&2; exit 143"
     process = subprocess.Popen(["sh", "-c", says], stderr=subprocess.PIPE)
     one = parent.Started([0, 1], process, srun=True)
     parent._pass_on(process, one.errors)

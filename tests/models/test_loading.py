@@ -125,6 +125,12 @@ def test_dropout_that_is_kept_as_a_number_and_none_of_attention(tokenizer) -> No
     assert not torch.equal(opt(ids).logits, opt(ids).logits)
     attention = [m for m in opt.modules() if type(m).__name__ == "OPTAttention"]
     assert [m.dropout for m in attention] == [0.0, 0.0]
+    shape = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 2}
+    bloom = ModelConfig(name="tiny", architecture=shape, context_length=32, attention="eager")
+    policy = new_policy(bloom, tokenizer, seed=0).train()
+    assert set_dropout(policy, 0.5) == 6  # attention, MLP and block of 2 layers
+    assert not torch.equal(policy(ids).logits, policy(ids).logits)
+    assert {m.p for m in policy.modules() if isinstance(m, nn.Dropout)} == {0.0}  # of attention
 
 
 # of torch's own, where it is imported

@@ -46,6 +46,7 @@ def test_the_nearest_run_is_that_with_the_fewest_differing_keys(tmp_path: Path, 
         {"metrics": None, "duration_s": None, "started": 5, "status": ["x"]},
         {"metrics": ["a"], "duration_s": 1e300, "started": "yesterday", "reason": {}},
         {"metrics": {"ppo/kl_k1": "low"}, "started": "2026-01-01T00:00:00"},
+        {"metrics": {"x": 10**400, "\x1b[2J": 1.0}, "status": "\x1b[2J"},
     ],
 )
 def test_a_foreign_folder_hides_no_other_run(tmp_path: Path, open_run, metrics: dict) -> None:
@@ -59,7 +60,8 @@ def test_a_foreign_folder_hides_no_other_run(tmp_path: Path, open_run, metrics: 
     (deep / "identity.json").write_text("[" * 100_000)
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(runs_table(tmp_path))
-    assert "ppo/first" in console.export_text()
+    text = console.export_text()
+    assert "ppo/first" in text and "\x1b" not in text
     assert nearest(tmp_path, "ppo", {}) is not None
 
 

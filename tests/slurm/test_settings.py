@@ -131,15 +131,18 @@ def test_jobs_are_submitted_as_outside_of_the_job_that_submits_them(
         "SLURM_CONF": "/etc/slurm.conf",
     }
     given |= {"SBATCH_PARTITION": "slow", "SBATCH_ACCOUNT": "mine", "SRUN_CPUS_PER_TASK": "2"}
+    given |= {"SLURM_JWT": "token", "SBATCH_LICENSES": "matlab"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with _as_outside_of_a_job(SlurmConfig(partition="gpu")):
         assert {n: os.environ.get(n) for n in given} == dict.fromkeys(given) | {
             "SLURM_CONF": "/etc/slurm.conf",
+            "SLURM_JWT": "token",
             "SBATCH_ACCOUNT": "mine",  # nothing here says another
+            "SBATCH_LICENSES": "matlab",
         }
     assert {n: os.environ[n] for n in given} == given
-    assert "SBATCH_PARTITION: not used" in caplog.text
+    assert "SBATCH_PARTITION: not handed on" in caplog.text
 
 
 def test_the_batch_script_quotes_what_it_is_given(tmp_path: Path) -> None:

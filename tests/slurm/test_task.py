@@ -33,8 +33,10 @@ def test_a_preempted_job_goes_back_and_at_once_where_it_has_no_grace() -> None:
 def test_preemption_is_read_from_what_slurm_says_of_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said = "JobId=7 JobState=COMPLETING Reason=None Restarts=0 PreemptTime={}"
-    for time_, expected in (("None", False), ("2026-11-23T10:00:00", True)):
+    said = "JobId=7 JobState=COMPLETING Reason=None Restarts=0 EndTime=2026-11-23T15:00:30 PreemptTime={}"
+    # hours before its end it was only suspended for a while
+    times = {"None": False, "2026-11-23T10:00:00": False, "2026-11-23T15:00:00": True}
+    for time_, expected in times.items():
         monkeypatch.setattr(cluster, "_ask", lambda command, t=time_: said.format(t))
         assert cluster.standing("7").preempted is expected
 
@@ -291,11 +293,28 @@ def test_a_job_that_vanishes_is_failed_with_slurms_word_and_a_pause_is_forgiven(
     )
     monkeypatch.setattr(waiting, "LOOK_S", 0.01)
     monkeypatch.setattr(waiting, "ASK_S", 0.01)
+    monkeypatch.setattr(waiting, "DOUBT_S", 60.0)
     folders[0].end(Outcome("requeued", 138, None, None, None, 0, "t"))
     found = dict(wait_for(folders))
     assert found[1].state == "finished"
     assert found[2].reason == "the job is NODE_FAIL and left no word of its own"
     assert found[0].reason == "the job is gone from the queue and left no word of its own"
+
+
+def test_a_job_that_only_the_accounting_calls_alive_is_waited_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(waiting, "queued", dict)
+    monkeypatch.setattr(waiting, "final_state", lambda job: "RUNNING")
+    queue = waiting._Queue({0: "7"}, clock=lambda: clock[0])
+    for clock[0] in (0.0, 100.0, 500.0):
+        queue.look([0])
+        assert queue.lost(0) is None
+    clock[0] = waiting.DOUBT_S + 1
+    queue.look([0])
+    lost = queue.lost(0)
+    assert lost is not None and lost.reason == "the job is RUNNING and left no word of its own"
 
 
 def test_a_go_that_slurm_lost_sight_of_does_not_speak_for_the_next(tmp_path: Path) -> None:
