@@ -195,7 +195,7 @@ class Lease:
             return same_machine and began is not None and not is_alive(owner["pid"], began)
         try:  # it died before it wrote its name
             return self._lock.state is LockState.stale and not _is_hidden(self._lock.details[1])
-        except NotLockedError:
+        except (NotLockedError, OSError):  # somebody has removed it meanwhile
             return False
 
     def _try(self) -> bool:

@@ -136,6 +136,23 @@ def test_an_owner_whose_thread_slept_too_sees_that_another_one_has_the_lock(tmp_
     mine.release()
 
 
+def test_a_lock_that_goes_while_it_is_looked_at_has_no_dead_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of several that find a dead owner one takes its lock away while the others judge."""
+    lease = Lease(tmp_path / ".lease")
+    lease.acquire(say=print)
+    (tmp_path / ".lease" / "owner.json").unlink()
+
+    def gone(self: object) -> object:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(type(lease._lock), "state", property(gone))
+    assert not lease.owner_is_gone()
+    monkeypatch.undo()
+    lease.release()
+
+
 def test_a_living_owner_is_neither_dead_by_a_clock_that_is_set_nor_by_being_hidden(
     tmp_path: Path, spawn, monkeypatch: pytest.MonkeyPatch
 ):
