@@ -50,7 +50,7 @@ def wait_for(
     """Until `condition` holds; fails at once if the process ends before."""
     end = time.monotonic() + timeout
     while not condition():
-        if process.poll() is not None:
+        if process.poll() is not None and not condition():  # it may have come true by its end
             raise AssertionError(f"ended early with {process.returncode}: {process.communicate()}")
         if time.monotonic() > end:
             process.kill()

@@ -34,7 +34,8 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass in place of keeping them; gradients stay the same."""
     compile: bool = False
-    """torch.compile the forward pass. Pays where shapes repeat; needs a C++ compiler on CPU."""
+    """torch.compile the backbone, but for passes with a cache (sampling). Pays where shapes repeat; needs a C++
+    compiler on CPU."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless you turn it on."""
 

@@ -41,6 +41,17 @@ def inputs_for(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Any]:
     return kwargs
 
 
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Calls of a compiled model that are not compiled: those with a cache, which has another shape at each token."""
+    parts = (model, getattr(model, "base_model", model))
+    if all(part._compiled_call_impl is None for part in parts):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def packed_logits(model: nn.Module, batch: SFTBatch) -> Tensor:
     """Logits (N, T, V) of packed rows; a token sees only earlier tokens of its own document.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.batches import PromptBatch, TensorBatch
-from rlhf_lightning.models.forward import columns, inputs_for
+from rlhf_lightning.models.forward import columns, inputs_for, uncompiled
 from rlhf_lightning.models.kv_cache import make_room
 from rlhf_lightning.models.shared_prompt import distinct
 from rlhf_lightning.processes import is_sharded, largest
@@ -81,10 +81,22 @@ def sample(
     (B, max_new_tokens) are what it would have drawn. A model that is spread over processes decodes until all of them
     have ended: each step is one that all take.
     """
-    device, rows = prompts.ids.device, len(prompts.ids)
     if uniforms is None:
         assert generator is not None
-        uniforms = draw_uniforms(rows, max_new_tokens, generator)
+        uniforms = draw_uniforms(len(prompts.ids), max_new_tokens, generator)
+    with uncompiled(model):
+        return _sample(model, prompts, uniforms, temperature, eos_id, pad_id)
+
+
+def _sample(
+    model: nn.Module,
+    prompts: PromptBatch,
+    uniforms: Tensor,
+    temperature: float,
+    eos_id: int,
+    pad_id: int,
+) -> Responses:
+    device, (rows, max_new_tokens) = prompts.ids.device, uniforms.shape
     uniforms = uniforms.to(device)
     together = is_sharded(model)
     ids = torch.full((rows, max_new_tokens), pad_id, device=device)

@@ -31,6 +31,7 @@ from rlhf_lightning.models.forward import (
     inputs_for,
     run_trunk,
     sequence_scores,
+    uncompiled,
 )
 
 
@@ -160,10 +161,13 @@ def _run_by_cache(
     prompt_ids, prompt_mask, response_ids, response_mask = sequence
     first, place = distinct(prompt_ids, prompt_mask)
     seen = inputs_for(model, prompt_ids[first], prompt_mask[first])
-    before = run(**seen, **of_prompt, use_cache=True)
+    with uncompiled(model):
+        before = run(**seen, **of_prompt, use_cache=True)
     cache = before.past_key_values
     cache.batch_select_indices(place)
     inputs = inputs_for(model, response_ids, torch.cat([prompt_mask, response_mask], 1))
     if "position_ids" in inputs:
         inputs["position_ids"] = inputs["position_ids"][:, prompt_ids.shape[1] :]
-    return place, before, run(**inputs, **of_response, past_key_values=cache, use_cache=True)
+    with uncompiled(model):
+        after = run(**inputs, **of_response, past_key_values=cache, use_cache=True)
+    return place, before, after

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_lightning.functional.logprobs import token_logprobs
 from rlhf_lightning.models import generation
+from rlhf_lightning.models.adapters import backbone
 from rlhf_lightning.models.forward import response_logits
 from rlhf_lightning.models.generation import Responses, cast_once, sample
 from tests.tiny import EOS, PAD, prompt_batch, tiny_policy
@@ -132,6 +133,23 @@ class CountsCasts(TorchDispatchMode):
         if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights:
             self.casts += 1
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_compiled_model_samples_without_being_compiled():
+    """A cache that grows in place cannot be traced."""
+    prompts, settings = prompt_batch([3, 7, 5, 1]), {"max_new_tokens": 8, "temperature": 1.0}
+    settings |= {"eos_id": EOS, "pad_id": PAD}
+    found = []
+    for compiled in (False, True):
+        model = tiny_policy().eval()
+        if compiled:
+            backbone(model).compile()
+        generator = torch.Generator().manual_seed(0)
+        found.append(sample(model, prompts, **settings, generator=generator))
+    assert torch.equal(found[0].ids, found[1].ids)
+    assert torch.equal(found[0].logprobs, found[1].logprobs)
+    assert torch._dynamo.utils.counters["frames"]["total"] == 0
 
 
 @pytest.mark.parametrize("trained", [True, False])
