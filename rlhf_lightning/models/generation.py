@@ -85,7 +85,7 @@ def sample(
         assert generator is not None
         uniforms = draw_uniforms(len(prompts.ids), max_new_tokens, generator)
     with uncompiled(model):
-        return _sample(model, prompts, uniforms, temperature, eos_id, pad_id)
+        return _sample(model, prompts, uniforms[:, :max_new_tokens], temperature, eos_id, pad_id)
 
 
 def _sample(
