@@ -300,3 +300,11 @@ def test_settings_of_adapters_values_and_advantages_name_their_whole_key(
     overrides: list[str], expected: str
 ) -> None:
     assert complaint(*overrides) == expected
+
+
+def test_looking_at_runs_calls_nothing_of_a_config() -> None:
+    """A saved config of somebody else's would run what it likes."""
+    function = ["reward_source=function", "reward_source.parts.function.target=tests.nowhere.f"]
+    assert compose.check(compose.compose(["task=runs", *function])).task == "runs"
+    with pytest.raises(UserError, match=r"^reward_source.parts.function.target must be"):
+        compose.check(compose.compose(["task=ppo", *function]))

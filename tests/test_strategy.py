@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
 
 from rlhf_lightning import binding, compose
-from rlhf_lightning.config import RootConfig
+from rlhf_lightning.config import RootConfig, StrategyConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.plan import Planner
 from rlhf_lightning.runs import run_hash
+from rlhf_lightning.strategies.build import trainer_options
 
 
 def root(*overrides: str) -> RootConfig:
@@ -72,3 +75,17 @@ def test_a_run_counts_by_its_processes_and_not_by_how_weights_are_spread(tmp_pat
     alone, ddp = hash_of(), hash_of("strategy=ddp", *two)
     assert ddp == hash_of("strategy=fsdp2", *two) != alone
     assert alone == hash_of("strategy=ddp")  # one process computes what one process computes
+
+
+def test_one_process_is_alone_whatever_job_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a task of srun Lightning took it for a rank: it refused the job's size, or logged nothing."""
+    for name, value in {"NTASKS": "8", "JOB_NAME": "dev", "PROCID": "3", "JOB_ID": "7"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(rank_zero_only, "rank", 3)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        **trainer_options(StrategyConfig(), grad_clip=1.0),
+    )
+    assert rank_zero_only.rank == 0 and trainer.is_global_zero and trainer.world_size == 1

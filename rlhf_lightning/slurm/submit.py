@@ -84,18 +84,8 @@ def submit(
 
 DEFAULTS = ("partition", "account", "qos", "constraint", "reservation")
 """What a user may have in SBATCH_PARTITION and the like, and here."""
-WRITTEN = (
-    "TIMELIMIT",
-    "JOB_NAME",
-    "REQUEUE",
-    "NO_REQUEUE",
-    "SIGNAL",
-    "OPEN_MODE",
-    "EXPORT",
-    "ARRAY_INX",
-    "CLUSTERS",
-)
-WRITTEN += ("GPUS_PER_NODE", "MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU", "WAIT")
+WRITTEN = "TIMELIMIT JOB_NAME REQUEUE NO_REQUEUE SIGNAL OPEN_MODE EXPORT ARRAY_INX CLUSTERS WAIT GPUS_PER_NODE"
+WRITTEN += " MEM_PER_NODE MEM_PER_CPU MEM_PER_GPU"
 """Variables of sbatch, without SBATCH_, whose options every job of ours has, or may not have."""
 KEPT = ("SLURM_CONF", "SLURM_JWT")
 
@@ -104,7 +94,7 @@ KEPT = ("SLURM_CONF", "SLURM_JWT")
 def _as_outside_of_a_job(settings: SlurmConfig) -> Iterator[None]:
     """Without the variables of a job that this may be in: sbatch would take them over, and its own before ours."""
     given = [name.upper() for name in DEFAULTS if getattr(settings, name) is not None]
-    ours = {f"SBATCH_{name}" for name in (*given, *WRITTEN)}
+    ours = {f"SBATCH_{name}" for name in (*given, *WRITTEN.split())}
     taken = {
         name: os.environ.pop(name)
         for name in list(os.environ)

@@ -161,7 +161,7 @@ def _ranker(job: Job, tokenizer: PreTrainedTokenizerFast, split: str) -> Ranker:
         ]
         require_finite(
             torch.tensor(scores, dtype=torch.float64),
-            where=f"reward.rank_by: prompt {asked!r}",
+            where=f"reward.rank_by: prompt {prompt.index}",
             what="score",
             then="",
         )

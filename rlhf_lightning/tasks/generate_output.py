@@ -26,9 +26,8 @@ def require_place(output: str | None, source: str | None, *, overwrite: bool) ->
     path = Path(output)
     if path.is_dir():
         raise UserError(f"output must be a file, got the folder {output!r}")
-    if (
-        path.exists() and not path.is_file()
-    ):  # a device, a pipe: a rename would put a file in its place
+    if path.exists() and not path.is_file():
+        # a device, a pipe: a rename would put a file in its place
         raise UserError(f"output must be a file, got {output!r} (left out, rows are printed)")
     if source is not None and path.exists() and path.samefile(source):
         raise UserError(f"output must be another file than input, got {output!r}")

@@ -33,7 +33,7 @@ def test_a_score_that_is_no_number_ranks_nothing() -> None:
     """Sorting around NaN put it first, and the others in any order."""
     of = job(mine=part("divides_by_its_length", 1.0))
     assert ranks(of, ["a", "bb"]) == [0, 1]
-    with pytest.raises(RunFailed, match=r"^reward.rank_by: prompt 'decoded': the score is nan$"):
+    with pytest.raises(RunFailed, match=r"^reward.rank_by: prompt 3: the score is nan$"):
         ranks(of, ["a", "", "bb"])
 
 

@@ -40,6 +40,16 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         device_for({"accelerator": "gpu"})
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_job_that_got_gpus_does_not_train_on_the_cpu_without_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    with pytest.raises(UserError, match=r"^trainer.accelerator must be cpu .* GPUs \(0,1\)$"):
+        device_for({"accelerator": "auto"})
+    assert device_for({"accelerator": "cpu"}) == torch.device("cpu")
+
+
 def test_what_the_trainer_refuses_is_one_line() -> None:
     with pytest.raises(
         UserError, match=r"^trainer must be what Lightning takes, got: .*`profiler`"
