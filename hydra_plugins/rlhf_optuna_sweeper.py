@@ -57,6 +57,8 @@ class OptunaSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = space_of(parser.parse_overrides([*given, *arguments]), settings.custom_space)
         base = self._base(space)
+        if settings.command is None:
+            self._require_beginning(space)
         try:
             return search(
                 settings,
@@ -81,6 +83,30 @@ class OptunaSweeper(Sweeper):
             return self._root(space.fixed)
         except UserError:
             return self._root(any_point(space))
+
+    def _require_beginning(self, space: Space) -> None:
+        """Data that is not there, a stage whose parent has not run: every trial would fail, and count.
+
+        Raises: UserError where the fixed settings and a point of the space are refused for the same reason, which is
+        then not what is searched.
+        """
+        from rlhf_lightning.errors import UserError
+        from rlhf_lightning.sweeps.space import any_point
+
+        # the file of the sweep would make a search of the command that a message names
+        named = [item for item in space.fixed if not item.startswith("sweeps=")]
+        try:
+            base = self._root(space.fixed)
+        except UserError:  # nothing without what is searched: the trials will tell
+            return
+        try:
+            _begin(base, named)
+        except UserError as error:
+            try:
+                _begin(self._root(any_point(space)), named)
+            except UserError as other:
+                if str(other) == str(error):
+                    raise
 
     def _root(self, overrides: list[str]) -> Any:
         """The checked config of a trial."""
@@ -108,3 +134,12 @@ class OptunaSweeper(Sweeper):
     def _file(self) -> str | None:
         assert self.config is not None
         return self.config.hydra.runtime.choices.get("sweeps")
+
+
+def _begin(root: Any, overrides: list[str]) -> None:
+    """Raises: UserError if a run of this config could not begin."""
+    from rlhf_lightning.pipeline import prepare, require_parents
+
+    ready = prepare(root)
+    if root.task != "pipeline":
+        require_parents(ready.plans[0], overrides)

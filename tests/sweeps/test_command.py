@@ -77,6 +77,18 @@ def test_a_bad_search_is_one_line_and_exit_code_2(
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_search_whose_every_trial_would_fail_is_refused_before_it_counts_one(
+    tmp_path: Path,
+) -> None:
+    """A failed trial counts: the same command, with the parent there, would still have been over."""
+    search = ("task=sft", "sft.optimizer.lr=1e-2,1e-3", "hydra.sweeper.n_trials=2")
+    search += ("hydra.sweeper.objectives=[sft/val_loss]", "hydra.sweeper.directions=[minimize]")
+    done = rlhf(tmp_path, *OPTUNA, *search)
+    assert done.returncode == 2
+    assert "task=sft needs the run of pretrain first" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "outputs").exists()
+
+
 @pytest.mark.slow
 def test_a_real_search_prunes_and_its_best_run_repeats_to_the_bit(tmp_path: Path) -> None:
     settings = (
