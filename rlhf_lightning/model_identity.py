@@ -54,16 +54,26 @@ def _part_identity(part: RewardPartConfig, key: str) -> dict[str, Any]:
     identity = {k: v for k, v in plain(part).items() if k in own}
     if part.kind == "function":
         identity["args"] = _with_files(identity["args"])
+    if part.chat_template is not None:
+        if not Path(part.chat_template).is_file():
+            raise UserError(f"{key}.chat_template must be a file, got {part.chat_template!r}")
+        identity["chat_template"] = sha256_file(Path(part.chat_template))
     if part.path is not None:
         require_local_folder(part.path, f"{key}.path")
         if Path(part.path).is_dir():
             require_one_label(part.path, f"{key}.path")
-            if not has_chat_template(Path(part.path)):
-                raise UserError(
-                    f"{key}.path must have a tokenizer with a chat template, got {part.path!r} without one"
-                )
+            if part.reads == "chat" and part.chat_template is None:
+                _require_chat_template(part.path, key)
             identity |= {"path": Path(part.path).name, "sha256": _tree(part.path)}
     return identity
+
+
+def _require_chat_template(path: str, key: str) -> None:
+    if not has_chat_template(Path(path)):
+        raise UserError(
+            f"{key}.path must have a tokenizer with a chat template, got {path!r} without one"
+            f" ({key}.chat_template=FILE gives it one; {key}.reads=pair needs none)"
+        )
 
 
 def _with_files(value: Any) -> Any:

@@ -32,9 +32,11 @@ from rlhf_lightning.models.adapters import (
     add_adapter,
 )
 from rlhf_lightning.models.loading import prepare
+from rlhf_lightning.runs.identity import plain
 from rlhf_lightning.stages.ppo import PPOModule
 from rlhf_lightning.stages.rollout import to_experience
 from rlhf_lightning.tasks import ppo as ppo_task
+from rlhf_lightning.tasks import ppo_models
 from tests.harness import rlhf_here, start, wait_for
 from tests.models.test_adapters import disturb
 from tests.stages.test_ppo_adapters import LORA as RANK_2
@@ -235,6 +237,33 @@ def test_a_reward_model_with_another_backbone_is_loaded_whole_and_the_log_says_s
     reward: Any = ppo.reward
     assert any(isinstance(m, PreTrainedModel) for m in reward.modules())
     assert isinstance(ppo.value, TrunkScorer) and not ppo.value.score.weight.any()
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_reward_model_and_a_policy_from_the_models_own_weights_share_them(
+    stages: dict[str, Path], made: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, pinned: bool,
+) -> None:  # fmt: skip
+    """Without SFT: README's command for pairs alone, with adapters. A hub's model without a revision may change."""
+    rows = [{"prompt": f"Is it {i}?", "chosen": "It is.", "rejected": "No"} for i in range(60)]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [
+        *("model=hf", f"model.path={stages['pretrain']}", "model.context_length=144", "mix=files"),
+        *(f"mix.sources.mine.path={pairs}", "mix.validation_fraction=0.3", "mix.test_fraction=0.3"),
+        *("reward.init.policy=none", "ppo.init.policy=none", "reward.completions=speakers"),
+        *LORA,
+    ]
+    runs = tmp_path / "outputs"
+    rlhf_here(f"outputs={runs}", "task=reward", *own)
+    if not pinned:
+        monkeypatch.setattr(ppo_models, "model_identity", lambda model: {**plain(model)})
+    caplog.set_level("INFO", logger="rlhf_lightning")
+    caplog.clear()
+    ppo = made(runs, *own)
+    scorers = [m for m in ppo.reward.modules() if isinstance(m, TrunkScorer)]
+    assert [scorer.trunk is ppo.policy for scorer in scorers] == ([True] if pinned else [])
+    assert ("of its own in memory" in caplog.text) is not pinned
 
 
 # ---- every kind of value model

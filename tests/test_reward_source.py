@@ -6,8 +6,10 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from rlhf_lightning import compose
 from rlhf_lightning import plan as plan_module
@@ -17,6 +19,8 @@ from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.model_identity import _tree
 from rlhf_lightning.plan import Planner, StagePlan
 from rlhf_lightning.runs import Artifact, run_hash
+from rlhf_lightning.tasks import reward as reward_task
+from rlhf_lightning.tasks.fit import fit
 from tests.harness import json_lines, only, rlhf_here
 from tests.rewards.test_external import llama, saved, their_tokenizer
 from tests.test_config import complaint
@@ -376,6 +380,34 @@ def test_a_score_that_is_no_number_ends_an_evaluation_in_one_line(
     assert not list(tmp_path.glob("evaluate/*/samples.jsonl"))
 
 
+def test_members_of_an_ensemble_of_adapters_begin_with_other_adapters(
+    own_outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where every head begins at zero."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def instead(job: Any, module: Any, *args: Any, **kwargs: Any) -> None:
+        state = {n: p.detach().clone() for n, p in module.named_parameters() if "lora_A" in n}
+        seen.append(state)
+        fit(job, module, *args, **kwargs)
+
+    monkeypatch.setattr(reward_task, "fit", instead)
+    ensemble = ["reward_source=ensemble", "reward_source.parts.learned.members=2"]
+    for member in (0, 1):
+        rlhf_here(
+            f"outputs={own_outputs}",
+            "task=reward",
+            *SHORT,
+            *ensemble,
+            f"reward_source.member={member}",
+            "adapter@reward.lora=lora",
+            "reward.head_scale=0",
+        )
+    first, second = seen
+    assert first.keys() == second.keys() and first
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.slow
 def test_an_ensemble_is_trained_linked_and_its_disagreement_logged(own_outputs: Path) -> None:
     before = len(list((own_outputs / "reward").iterdir()))
@@ -407,9 +439,6 @@ def test_the_value_model_of_a_reward_that_is_not_learned_says_zero(
 ) -> None:
     first = (without_reward / "round-1/ppo/metrics.csv").read_text()
     assert "ppo/explained_variance" in first
-    from typing import Any
-
-    import torch
     from transformers import AutoModelForCausalLM
 
     from rlhf_lightning.models.loading import scorer_on

@@ -34,11 +34,14 @@ class SourceConfig:
     kinds: dict[str, bool] = field(default_factory=dict)
     """Kind of record (demonstration, comparison, prompt, text) → use it; one that is absent is used."""
     limit: int | None = None
-    """Use at most this many records of each kind and split."""
+    """Use at most this many records of each kind and split: the first ones."""
     max_repeats: float | None = None
     """Passes over this source's training records, after which its share goes to the others; null: no end."""
     dialogue_turns: int = 1
     """Demonstrations of one question and one answer that are strung into one conversation. Files and hub only."""
+    keep_repeats: bool = False
+    """A comparison that stands several times is so many labels (of several labelers, without a word of who). false:
+    it is there once, and what it was more often is counted (`duplicate`). Files and hub only."""
 
 
 @dataclass

@@ -20,6 +20,8 @@ OF_KIND = {
         "batch_size",
         "max_length",
         "too_long",
+        "reads",
+        "chat_template",
         "trust_remote_code",
     ),
 }
@@ -53,8 +55,13 @@ class RewardPartConfig:
     args: dict[str, Any] = field(default_factory=dict)
     """function: keyword arguments that are bound to the function, or given to the class."""
     path: str | None = None
-    """model: hub id or folder of an AutoModelForSequenceClassification with one label, its tokenizer and chat
-    template; safetensors only. It reads the conversation as that template writes it, an answer that was cut off too."""
+    """model: hub id or folder of an AutoModelForSequenceClassification with one label, and its tokenizer; safetensors
+    only. An answer that was cut off is read like any other."""
+    reads: str = "chat"
+    """model: chat: the conversation as a chat template writes it. pair: a pair of texts, as encoders were often trained
+    to: all that was said before the answer, messages with an empty line between them, and the answer."""
+    chat_template: str | None = None
+    """model, reads=chat: file with a Jinja chat template. null: that of the model's tokenizer."""
     revision: str | None = None
     """model: hub revision to pin."""
     dtype: str = "float32"
@@ -86,6 +93,9 @@ class RewardPartConfig:
         length = self.max_length
         require(length is None or length >= 1, "max_length", "null or >= 1", length)
         require(self.too_long in ("cut", "error"), "too_long", "one of cut, error", self.too_long)
+        require(self.reads in ("chat", "pair"), "reads", "one of chat, pair", self.reads)
+        template, rule = self.chat_template, "null where reads is pair"
+        require(template is None or self.reads == "chat", "chat_template", rule, template)
         dtypes = ("float32", "bfloat16", "float16")
         require(self.dtype in dtypes, "dtype", f"one of {', '.join(dtypes)}", self.dtype)
 

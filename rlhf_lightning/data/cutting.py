@@ -1,11 +1,13 @@
 """`mix.over_long=cut`: what is too long is cut at the end of a sentence, and its beginning kept.
 
 Cut are: raw text; a demonstration's last reply, or else its longest user message; a prompt's longest user message; a
-completion. What still does not fit stays as it is, and the caller drops and counts it.
+completion. A user message that ends with a short paragraph of its own, a question after passages, keeps that and loses
+the end of what is before it. What still does not fit stays as it is, and the caller drops and counts it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = list[Message]
+_BETWEEN_PARAGRAPHS = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 def cut_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str | None:
@@ -54,7 +57,7 @@ def cut_demonstration(
         if reply is None:
             return None
         messages = [*messages[:last], {**messages[last], "content": reply}]
-    return _cut_message(messages, last, fits) or _cut_message(messages, _longest(messages), fits)
+    return _cut_message(messages, last, fits) or _cut_asked(messages, fits)
 
 
 def cut_prompt(
@@ -65,7 +68,7 @@ def cut_prompt(
     def fits(changed: Messages) -> bool:
         return len(encode_prompt(tokenizer, changed)) <= max_prompt_tokens
 
-    return _cut_message(messages, _longest(messages), fits)
+    return _cut_asked(messages, fits)
 
 
 def cut_comparisons(
@@ -105,20 +108,32 @@ def _cut_comparison(
     return {**record, "completions": completions}, cut
 
 
-def _longest(messages: Sequence[Message]) -> int:
-    """The longest user message."""
+def _cut_asked(messages: Sequence[Message], fits: Callable[[Messages], bool]) -> Messages | None:
+    """The messages with less of the longest one that the user said."""
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    return max(users, key=lambda i: len(messages[i]["content"]))
+    longest = max(users, key=lambda i: len(messages[i]["content"]))
+    return _cut_message(messages, longest, fits, keep=_request(messages[longest]["content"]))
+
+
+def _request(text: str) -> str:
+    """The last paragraph with the white space before it, if it is the smaller part of the text; else nothing."""
+    text = text.rstrip()
+    breaks = list(_BETWEEN_PARAGRAPHS.finditer(text))
+    last = text[breaks[-1].start() :] if breaks else ""
+    return last if len(last) < len(text) / 2 else ""
 
 
 def _cut_message(
-    messages: Sequence[Message], place: int, fits: Callable[[Messages], bool]
+    messages: Sequence[Message], place: int, fits: Callable[[Messages], bool], *, keep: str = ""
 ) -> Messages | None:
-    """The messages with the longest beginning of one of them that makes the whole fit."""
+    """The messages with the longest beginning of one of them, and `keep`, its end, that makes the whole fit."""
 
     def changed(part: str) -> Messages:
-        message: Any = {**messages[place], "content": part}
+        message: Any = {**messages[place], "content": part + keep}
         return [*messages[:place], message, *messages[place + 1 :]]
 
-    part = cut_to(messages[place]["content"], lambda text: fits(changed(text)))
+    text = messages[place]["content"]
+    if keep:
+        text = text.rstrip().removesuffix(keep)
+    part = cut_to(text, lambda beginning: fits(changed(beginning)))
     return None if part is None else changed(part)

@@ -25,7 +25,9 @@ class Rules:
     exclude: np.ndarray | None = None
     """Key hashes of prompts that are held out elsewhere: never for training."""
     limit: int | None = None
-    """Records of each kind and split at most."""
+    """Records of each kind and split at most: the first."""
+    keep_repeats: bool = False
+    """Comparisons that stand several times stay: they are several labels."""
 
 
 class Places:
@@ -86,7 +88,10 @@ def settle(
     """
     removed: Counter[str] = Counter()
     keys, contents = np.asarray(found.keys), np.asarray(found.contents)
-    kept = np.sort(np.unique(contents, return_index=True)[1])
+    if kind == "comparison" and rules.keep_repeats:
+        kept = np.arange(len(contents))
+    else:
+        kept = np.sort(np.unique(contents, return_index=True)[1])
     if but is None:
         removed["duplicate"] = len(keys) - len(kept)
     elif len(but):

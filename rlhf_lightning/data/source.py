@@ -63,8 +63,10 @@ def build_source(
         raise UserError(f"{key}.limit must be null or >= 1, got {config.limit}")
     if config.target is None:
         return _adapted(key, config, mix, exclude)
-    if config.format is not None or config.dialogue_turns != 1:
-        raise UserError(f"{key}.format and dialogue_turns must be those of path or hub, got target")
+    if config.format is not None or config.dialogue_turns != 1 or config.keep_repeats:
+        raise UserError(
+            f"{key}.format, dialogue_turns and keep_repeats must be those of path or hub, got target"
+        )
     factory = _import(str(config.target), f"{key}.target")
     try:
         inspect.signature(factory).bind(**config.args)
@@ -85,7 +87,12 @@ def _adapted(
     key: str, config: SourceConfig, mix: MixConfig, exclude: np.ndarray | None
 ) -> AdaptedSource:
     rules = Rules(
-        mix.validation_fraction, mix.test_fraction, mix.held_out_prompts, exclude, config.limit
+        mix.validation_fraction,
+        mix.test_fraction,
+        mix.held_out_prompts,
+        exclude,
+        config.limit,
+        config.keep_repeats,
     )
     shared: dict[str, Any] = {
         "rules": rules,

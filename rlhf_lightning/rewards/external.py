@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +31,33 @@ NO_LIMIT = 10**9
 """A tokenizer without a limit of its own says a number beyond this."""
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What the model reads of one conversation."""
+
+    ids: list[int]
+    segments: list[int] | None = None
+    """Which of the two texts of a pair a token is of; None: the model is not told."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def without(self, start: int, count: int) -> _Row:
+        """The row less `count` tokens from `start` on."""
+        left = [
+            None if part is None else part[:start] + part[start + count :]
+            for part in (self.ids, self.segments)
+        ]
+        return _Row(*left)  # type: ignore[arg-type]
+
+
 class ExternalReward(nn.Module):
     """Any sequence classifier with one label; the policy's tokenizer plays no part.
 
-    It reads the conversation in its own chat template, to the template's last character, and what people or the
-    policy wrote never becomes a special token. An artifact of this project has learned to judge at EOS, so it is read
-    up to there. Its raw logit is the score: reward_bias and reward_gain are not applied.
+    It reads the conversation in its own chat template, to the template's last character, or prompt and answer as a
+    pair of texts; what people or the policy wrote never becomes a special token. An artifact of this project has
+    learned to judge at EOS, so it is read up to there. Its raw logit is the score: reward_bias and reward_gain are not
+    applied.
     """
 
     def __init__(
@@ -55,7 +78,7 @@ class ExternalReward(nn.Module):
     @torch.no_grad()
     def forward(self, request: ScoreRequest) -> Tensor:
         """Scores (B,) of the record's messages with the response as the assistant's turn."""
-        rows = self._fitting(self.encode(conversations(request)), request.counted)
+        rows = self._fitting(self._rows(conversations(request)), request.counted)
         device = request.prompt_ids.device
         # rows of like length share a batch: little padding is computed
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -66,11 +89,21 @@ class ExternalReward(nn.Module):
         found = torch.empty(len(rows), device=device)
         for start in range(0, len(order), size):
             chunk = order[start : start + size]
-            ids, mask = _right_padded([rows[i] for i in chunk], pad, device)
+            inputs = _right_padded([rows[i] for i in chunk], pad, device)
             # in the precision that was asked for, whatever the trainer computes in
             with torch.autocast(device.type, enabled=False):
-                found[chunk] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+                found[chunk] = self.model(**inputs).logits[:, 0].float()
         return found
+
+    def _rows(self, messages: Sequence[list[dict[str, str]]]) -> list[_Row]:
+        if self.part.reads == "chat":
+            return [_Row(ids) for ids in self.encode(messages)]
+        asked = ["\n\n".join(m["content"] for m in said[:-1]) for said in messages]
+        found = self.tokenizer(
+            asked, [said[-1]["content"] for said in messages], split_special_tokens=True
+        )
+        segments: Any = found.get("token_type_ids", [None] * len(asked))
+        return [_Row(*row) for row in zip(found["input_ids"], segments, strict=True)]  # type: ignore[arg-type]
 
     def encode(self, messages: Sequence[list[dict[str, str]]]) -> list[list[int]]:
         """Token ids of whole conversations, in the model's own template."""
@@ -89,7 +122,7 @@ class ExternalReward(nn.Module):
         """`too_long`: share of the conversations that were longer than the model reads."""
         return {name: value for name, value in self._means.take().items() if value}
 
-    def _fitting(self, rows: list[list[int]], counted: Tensor | None = None) -> list[list[int]]:
+    def _fitting(self, rows: list[_Row], counted: Tensor | None = None) -> list[_Row]:
         """The rows, those beyond the context without their oldest tokens."""
         longest = max(map(len, rows))
         beyond = [len(row) > self.max_length for row in rows]
@@ -110,11 +143,11 @@ class ExternalReward(nn.Module):
             )
         return [self._cut(row) if far else row for row, far in zip(rows, beyond, strict=True)]
 
-    def _cut(self, row: list[int]) -> list[int]:
+    def _cut(self, row: _Row) -> _Row:
         """Its last tokens, behind the first one where that is what an encoder reads, or BOS."""
-        read = row[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
-        first = row[:1] if read and self.max_length > 1 else []
-        return [*first, *row[len(first) - self.max_length :]]
+        read = row.ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        first = 1 if read and self.max_length > 1 else 0
+        return row.without(first, len(row) - self.max_length)
 
 
 def conversations(request: ScoreRequest) -> list[list[dict[str, str]]]:
@@ -144,9 +177,12 @@ def load_external(part: RewardPartConfig, *, key: str) -> ExternalReward:
                 f"{key}.path must be a model with one label, got {part.path!r} with {config.num_labels}"
             )
         tokenizer = AutoTokenizer.from_pretrained(part.path, **options)
-        if not tokenizer.chat_template:
+        if part.chat_template is not None:
+            tokenizer.chat_template = Path(part.chat_template).read_text(encoding="utf-8")
+        if part.reads == "chat" and not tokenizer.chat_template:
             raise UserError(
                 f"{key}.path must have a tokenizer with a chat template, got {part.path!r} without one"
+                f" ({key}.chat_template=FILE gives it one; {key}.reads=pair needs none)"
             )
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise UserError(f"{key}.path must have a tokenizer.json, got {part.path!r} without one")
@@ -190,11 +226,16 @@ def _positions(model: PreTrainedModel) -> int:
     return NO_LIMIT if longest is None else longest - skipped
 
 
-def _right_padded(
-    rows: Sequence[list[int]], pad: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Ids and mask (C, T): the first token of every row stands at position 0, as encoders want it."""
+def _right_padded(rows: Sequence[_Row], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """The model's inputs (C, T): the first token of every row stands at position 0, as encoders want it."""
     width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids, mask
+
+    def padded(parts: list[list[int]], filler: int) -> Tensor:
+        return torch.tensor([[*p, *[filler] * (width - len(p))] for p in parts], device=device)
+
+    found = {
+        "input_ids": padded([row.ids for row in rows], pad),
+        "attention_mask": padded([[1] * len(row) for row in rows], 0),
+    }
+    segments = [row.segments for row in rows if row.segments is not None]
+    return found | ({"token_type_ids": padded(segments, 0)} if segments else {})

@@ -65,6 +65,7 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
             records=root.data.records,
             seed=root.seed,
             limits=limits_of(root),
+            over_long=root.mix.over_long,
         ),
         labeler_agreement=finite(mixture.labeler_agreement()),
         provenance=_provenance(root, mixture, tokenizer),

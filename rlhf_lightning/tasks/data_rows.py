@@ -6,6 +6,12 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.data.cutting import (
+    cut_comparisons,
+    cut_demonstration,
+    cut_prompt,
+    cut_text,
+)
 from rlhf_lightning.data.encode import (
     Encoded,
     encode_completions,
@@ -38,17 +44,28 @@ def shown_rows(
     records: int,
     seed: int,
     limits: Limits,
+    over_long: str = "drop",
 ) -> list[ShownRow]:
-    """`rows` training rows at random, shared evenly among the kinds that the mix has."""
+    """`rows` training rows at random, shared evenly among the kinds that the mix has; all, where there are fewer."""
     sizes = dict(_sizes(mixture, records))
     found: list[ShownRow] = []
-    for place, (kind, size) in enumerate(sizes.items()):
-        quota = rows // len(sizes) + (place < rows % len(sizes))
-        chosen = random.Random(f"{seed}/{kind}").sample(range(size), min(quota, size))
+    for kind, count in _shares(rows, sizes).items():
+        chosen = random.Random(f"{seed}/{kind}").sample(range(sizes[kind]), count)
         for index in sorted(chosen):
             record = mixture.record(kind, "train", index)
-            found.append(shown_row(kind, record, index, tokenizer, limits.get(kind, {})))
+            limit = limits.get(kind, {})
+            found.append(shown_row(kind, record, index, tokenizer, limit, over_long))
     return found
+
+
+def _shares(rows: int, sizes: dict[str, int]) -> dict[str, int]:
+    """How many rows of each kind: as many of each, and what a small kind has not from the others."""
+    shares: dict[str, int] = {}
+    left = rows
+    for place, kind in enumerate(sorted(sizes, key=lambda kind: sizes[kind])):
+        shares[kind] = min(sizes[kind], left // (len(sizes) - place))
+        left -= shares[kind]
+    return {kind: shares[kind] for kind in sizes}
 
 
 def _sizes(mixture: Mixture, records: int) -> Iterator[tuple[str, int]]:
@@ -66,19 +83,51 @@ def shown_row(
     index: int,
     tokenizer: PreTrainedTokenizerBase,
     limits: dict[str, tuple[str, int]],
+    over_long: str = "drop",
 ) -> ShownRow:
-    """One record through the functions that training encodes it with."""
+    """One record through the functions that training cuts and encodes it with."""
     encoded = list(_encoded(kind, record, tokenizer))
-    over = [
+    note = over = _over(kind, encoded, limits)
+    if over and over_long == "cut":
+        shorter = _cut(kind, record, tokenizer, {name: most for name, (_, most) in limits.items()})
+        if shorter is not None:
+            record, encoded = shorter, list(_encoded(kind, shorter, tokenizer))
+            over = _over(kind, encoded, limits)
+            note = over or f"cut, was {note}"
+    texts = [_shown(label, item, tokenizer) for label, item in encoded]
+    return ShownRow(kind, str(record.get("source", "")), index, texts, note)
+
+
+def _over(
+    kind: str, encoded: Sequence[tuple[str, Encoded]], limits: dict[str, tuple[str, int]]
+) -> str:
+    """Which limits some sequence breaks."""
+    return "; ".join(
         f"longer than {key}={limit}"
         for name, (key, limit) in limits.items()
         if name != "prompt" or kind == "prompt"
         if any(
             (item.reply_tokens if name == "reply" else len(item.ids)) > limit for _, item in encoded
         )
-    ]
-    texts = [_shown(label, item, tokenizer) for label, item in encoded]
-    return ShownRow(kind, str(record.get("source", "")), index, texts, "; ".join(over))
+    )
+
+
+def _cut(
+    kind: str, record: Record, tokenizer: PreTrainedTokenizerBase, limits: dict[str, int]
+) -> Record | None:
+    """The record as `mix.over_long=cut` shortens it; None if it is left out."""
+    if kind == "text":
+        text = cut_text(tokenizer, record["text"], limits["text"])
+        return None if text is None else {**record, "text": text}
+    if kind == "prompt":
+        prompt = cut_prompt(tokenizer, record["prompt"], limits["prompt"])
+        return None if prompt is None else {**record, "prompt": prompt}
+    if kind == "comparison":
+        return cut_comparisons([record], tokenizer, limits["whole"])[0][0]
+    messages = cut_demonstration(
+        tokenizer, record["messages"], limits["whole"], limits.get("reply")
+    )
+    return None if messages is None else {**record, "messages": messages}
 
 
 def _encoded(

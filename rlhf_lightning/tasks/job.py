@@ -211,11 +211,13 @@ def require_same_tokenizer(a: Artifact, b: Artifact, *, key: str) -> None:
         )
 
 
-def add_trained_adapter(job: Job, model: PreTrainedModel, lora: LoRAConfig | None) -> None:
-    """Freeze the model and train an adapter on it, if the stage's settings say so."""
+def add_trained_adapter(
+    job: Job, model: PreTrainedModel, lora: LoRAConfig | None, *, purpose: str = "adapter"
+) -> None:
+    """Freeze the model and train an adapter on it, if the stage's settings say so; `purpose` is that of its seed."""
     if lora is not None:
         try:
-            add_adapter(model, lora, TRAINED, seed=job.seed("adapter"))
+            add_adapter(model, lora, TRAINED, seed=job.seed(purpose))
         except (
             UserError
         ) as error:  # `lora.targets must be ...`: of which stage, only this place knows

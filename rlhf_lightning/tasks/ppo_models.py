@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.config import PPOConfig
+from rlhf_lightning.model_identity import model_identity
 from rlhf_lightning.models.adapters import (
     FOLDER,
     REFERENCE,
@@ -103,10 +105,27 @@ def _on_backbone(job: Job, role: str, policy: PreTrainedModel, name: str) -> Tru
 
 
 def _same_backbone(job: Job, role: str) -> bool:
+    """Whether the adapter of `role` was trained on the weights that the policy starts from."""
     manifest, policy = job.parents[role].manifest, job.parents.get("policy")
-    if manifest is None or policy is None or not (job.parents[role].path / FOLDER).is_dir():
+    if manifest is None or not (job.parents[role].path / FOLDER).is_dir():
         return False
-    return manifest["parents"].get("init") == policy.sha256
+    trained_on = manifest["parents"].get("init")
+    if policy is not None:
+        return trained_on == policy.sha256
+    # both begin with model.path's own weights
+    own = _weights_of(model_identity(job.root.model))
+    return (
+        trained_on is None and own is not None and own == _weights_of(manifest["config"]["model"])
+    )
+
+
+def _weights_of(model: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What names a model's own weights for good: its files' sha256, or a revision of the hub; None: nothing does."""
+    if model.get("sha256") is not None:
+        return (model["sha256"],)
+    if model["path"] is None or model["revision"] is None:
+        return None
+    return model["path"], model["revision"]
 
 
 def _value_adapter(

@@ -46,7 +46,7 @@ def run(job: Job) -> dict[str, float]:
     length = job.root.model.context_length
     if hp.share_prompt:  # a row then holds all completions of a prompt
         require_packable(model, length=length, key="model.context_length")
-    add_trained_adapter(job, model, hp.lora)
+    add_trained_adapter(job, model, hp.lora, purpose=_of_member(job, "adapter"))
     found = _comparisons(job)
     train, held_out = found["train"], {s: found[s] for s in ("validation", "test")}
     loaders = [
@@ -128,7 +128,8 @@ def _of_member(job: Job, purpose: str) -> str:
 
 def _to_learn_from(job: Job, records: StoredRecords) -> Sequence[Record]:
     ordered, foreign = _in_order(job, records), job.root.reward.foreign_completions
-    return WithForeign(ordered, foreign, seed=job.seed("foreign")) if foreign else ordered
+    seed = job.seed(_of_member(job, "foreign"))
+    return WithForeign(ordered, foreign, seed=seed) if foreign else ordered
 
 
 def _in_order(job: Job, records: StoredRecords) -> Sequence[Record]:

@@ -73,6 +73,27 @@ def test_a_prompt_loses_the_end_of_its_longest_message(tokenizer):
     assert len(collate.encode_prompt(tokenizer, found)) <= 60
 
 
+@pytest.mark.parametrize("gap", ["\n\n", "\n \n\n"])
+def test_a_question_behind_its_passages_stays(tokenizer, gap):
+    question = "Question: is the otter quick?"
+    whole = user(f"Read.\n\n{LONG}\n\n{LONG}{gap}{question}\n")
+    found = cut_prompt(tokenizer, [whole], 60)
+    passages, asked = found[0]["content"].split(gap + question)
+    assert asked == ""
+    assert passages.startswith("Read.\n\nThe otter is quick.")
+    assert passages.endswith(".")
+    assert 30 < len(collate.encode_prompt(tokenizer, found)) <= 60
+    taught = cut_demonstration(tokenizer, [whole, assistant("Yes.")], 60)
+    assert taught[0]["content"].endswith(gap + question)
+    assert cut_prompt(tokenizer, [whole], 8) is None, "a question alone asks about nothing"
+
+
+def test_a_last_paragraph_that_is_most_of_the_message_is_what_is_cut(tokenizer):
+    found = cut_prompt(tokenizer, [user(f"Summarize.\n\n{LONG}")], 60)
+    assert found[0]["content"].startswith("Summarize.\n\nThe otter")
+    assert len(collate.encode_prompt(tokenizer, found)) <= 60
+
+
 def test_completions_are_cut_to_the_room_behind_their_prompt(tokenizer):
     record = {"prompt": [user("hello")], "completions": [LONG, "Yes."], "ranks": [0, 1]}
     (found,), count = cut_comparisons([record], tokenizer, 40)

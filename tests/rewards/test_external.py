@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -116,6 +117,79 @@ def test_the_score_is_transformers_own_on_the_conversation_in_its_own_template(
     assert not any(p.requires_grad for p in reward.parameters())
 
 
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """[CLS] question [SEP] answer [SEP], the answer being the second segment; no chat template."""
+    found = their_tokenizer()
+    found.chat_template = None
+    found.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
+    marks = [(name, found.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    found.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
+    )
+    return found
+
+
+def encoder(folder: Path) -> Path:
+    """A saved encoder that is told which of the two texts a token is of."""
+    saved(folder, bert(), pair_tokenizer())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@torch.no_grad()
+def pairs_by_transformers(folder: Path, questions: list[str], answers: list[str]) -> list[float]:
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    reads = AutoTokenizer.from_pretrained(folder)
+    return [
+        model(**reads(question, answer, return_tensors="pt")).logits[0, 0].item()
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_an_encoder_without_a_template_reads_prompt_and_answer_as_a_pair(
+    tmp_path: Path, batch_size: int
+) -> None:
+    folder = encoder(tmp_path)
+    reward = load_external(part(folder, reads="pair", batch_size=batch_size), key=KEY)
+    expected = pairs_by_transformers(folder, PROMPTS, RESPONSES)
+    assert max(expected) - min(expected) > 0.01
+    ask = request(tokenizer())
+    torch.testing.assert_close(reward(ask), torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    # all that was said before is the first text; what was written never becomes a special token
+    for record in ask.records:
+        record["prompt"] = [{"role": "system", "content": "[SEP]"}, *record["prompt"]]
+    rows = reward._rows(conversations(ask))
+    sep = reward.tokenizer.sep_token_id
+    assert [row.ids.count(sep) for row in rows] == [2, 2, 2]
+    shown = reward.tokenizer.decode(rows[0].ids, skip_special_tokens=True)
+    assert shown.replace(" ", "") == f"[SEP]\n\n{PROMPTS[0]}{RESPONSES[0]}".replace(" ", "")
+
+
+def test_a_pair_that_is_too_long_loses_the_beginning_of_what_was_asked(tmp_path: Path) -> None:
+    folder = encoder(tmp_path)
+    whole = load_external(part(folder, reads="pair"), key=KEY)
+    rows = whole._rows(conversations(request(tokenizer())))
+    longest = max(rows, key=len)
+    assert set(longest.segments) == {0, 1}
+    cut = load_external(part(folder, reads="pair", max_length=len(longest) - 3), key=KEY)
+    (found,) = cut._fitting([longest])
+    assert found.ids == longest.ids[:1] + longest.ids[4:]
+    assert found.segments == longest.segments[:1] + longest.segments[4:]
+
+
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    given = saved(tmp_path / "with", llama(), their_tokenizer())
+    bare = saved(tmp_path / "without", llama(), their_tokenizer())
+    (bare / "chat_template.jinja").unlink()
+    (tmp_path / "mine.jinja").write_text(TEMPLATE)
+    mine = load_external(part(bare, chat_template=str(tmp_path / "mine.jinja")), key=KEY)
+    ask = request(tokenizer())
+    assert torch.equal(mine(ask), load_external(part(given), key=KEY)(ask))
+
+
 def chatml(reads: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """A template that writes a line break behind EOS, as many do."""
     reads.chat_template = (
@@ -163,12 +237,12 @@ def test_a_template_that_refuses_a_role_ends_the_run_in_one_line(tmp_path: Path)
 def test_the_first_token_stays_where_it_is_bos(tmp_path: Path) -> None:
     reads = chatml(tokenizer())
     reward = load_external(part(saved(tmp_path, llama(), reads), max_length=5), key=KEY)
-    (whole,) = reward.encode([[{"role": "user", "content": "who eats what in the wood"}]])
-    assert reward._fitting([whole]) == [[whole[0], *whole[-4:]]]
+    (whole,) = reward._rows([[{"role": "user", "content": "who eats what in the wood"}]])
+    assert reward._fitting([whole])[0].ids == [whole.ids[0], *whole.ids[-4:]]
     reads.chat_template = TEMPLATE  # without BOS
     other = load_external(part(saved(tmp_path, llama(), reads), max_length=5), key=KEY)
-    (whole,) = other.encode([[{"role": "user", "content": "who eats what in the wood"}]])
-    assert other._fitting([whole]) == [whole[-5:]]
+    (whole,) = other._rows([[{"role": "user", "content": "who eats what in the wood"}]])
+    assert other._fitting([whole])[0].ids == whole.ids[-5:]
 
 
 def test_autocast_of_the_trainer_does_not_round_the_scores(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rlhf_lightning.data.tokenizer import train_tokenizer
 from rlhf_lightning.errors import Interrupted, UserError
 from rlhf_lightning.runs import Stop
 from rlhf_lightning.tasks.data import _share, limits_of, removed_by, survey
-from rlhf_lightning.tasks.data_rows import SHOWN_TOKENS, pieces, shown_row
+from rlhf_lightning.tasks.data_rows import SHOWN_TOKENS, _shares, pieces, shown_row
 from rlhf_lightning.tasks.data_survey import Survey
 from tests.harness import only, rlhf_here
 
@@ -140,6 +140,34 @@ def test_rows_are_shown_token_by_token_with_their_mask(tokenizer) -> None:
     assert (text.tokens, row.source, row.note) == (10, "mine", "longer than sft.max_length=9")
 
 
+@pytest.mark.parametrize("kind", ["demonstration", "comparison", "prompt", "text"])
+def test_a_row_that_is_cut_is_shown_as_it_is_trained_on(kind: str, tokenizer) -> None:
+    long = "An otter swims. " * 9
+    record = {
+        "demonstration": {"messages": [*user("Who?"), {"role": "assistant", "content": long}]},
+        "comparison": comparison([long, "Me."], [0, 1]),
+        "prompt": {"prompt": user(long)},
+        "text": {"text": long},
+    }[kind]
+    name = {"prompt": "prompt", "text": "text"}.get(kind, "whole")
+    limits = {name: ("its.limit", 60)}
+    kept = shown_row(kind, record, 0, tokenizer, limits, "drop")
+    assert (kept.note, max(t.tokens for t in kept.texts) > 60) == ("longer than its.limit=60", True)
+    cut = shown_row(kind, record, 0, tokenizer, limits, "cut")
+    assert cut.note == "cut, was longer than its.limit=60"
+    shown = "".join(piece.text for text in cut.texts for piece in text.pieces)
+    assert "An otter swims. An otter swims." in shown
+    assert all(text.tokens <= 60 for text in cut.texts)
+    hopeless = shown_row(kind, record, 0, tokenizer, {name: ("its.limit", 9)}, "cut")
+    assert hopeless.note == "longer than its.limit=9"
+
+
+def test_a_kind_with_few_rows_leaves_its_places_to_the_others() -> None:
+    assert _shares(20, {"a": 100, "b": 3, "c": 100}) == {"a": 8, "b": 3, "c": 9}
+    assert _shares(20, {"a": 5, "b": 6}) == {"a": 5, "b": 6}
+    assert _shares(2, {"a": 9, "b": 9, "c": 9}) == {"a": 0, "b": 1, "c": 1}
+
+
 def test_pieces_put_together_are_the_text(tokenizer) -> None:
     text = "snow ☃ and 🦊🦊 ok"
     ids = tokenizer(text)["input_ids"]
@@ -212,6 +240,23 @@ def test_the_command_leaves_a_page_and_numbers(
     said = capsys.readouterr().out
     assert "Comparisons" in said and f"data: {folder / 'report.html'}" in said
     assert not (tmp_path / "outputs" / "latest").exists()
+
+
+def test_a_comparison_that_stands_several_times_may_be_several_labels(tmp_path: Path) -> None:
+    first = {"prompt": "Which?", "chosen": "A", "rejected": "B"}
+    write(tmp_path / "labels.jsonl", [first] * 4 + [{**first, "chosen": "B", "rejected": "A"}])
+
+    def counted(name: str, *overrides: str) -> tuple[int, float, int]:
+        mine = f"mix.sources.m.path={tmp_path / 'labels.jsonl'}"
+        rlhf_here("task=data", f"run_dir={tmp_path / name}", "mix=files", mine, *overrides)
+        parts = json.loads((tmp_path / name / "data.json").read_text())["parts"]
+        (part,) = [part for part in parts if part["kind"] == "comparison"]
+        found = part["comparisons"]
+        return part["read"], found["label_agreement"], found["label_pairs"]
+
+    assert counted("once") == (2, 0.0, 1)
+    # of ten pairs of five labels, six are of the four that agree
+    assert counted("each", "mix.sources.m.keep_repeats=true") == (5, 0.6, 10)
 
 
 def test_an_endless_source_is_sampled_and_the_page_says_so(tmp_path: Path) -> None:
