@@ -1,6 +1,6 @@
 """docs/overoptimization.svg: learned and gold score over KL, from PPO runs without a KL penalty.
 
-rlhf experiment=overoptimization
+rlhf experiment=overoptimization seed=1
 python benchmarks/overoptimization_figure.py outputs/latest/round-1/ppo
 """
 

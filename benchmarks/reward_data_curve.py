@@ -1,7 +1,8 @@
 """docs/reward_data.svg and its table: accuracy of reward models on held-out prompts over the prompts they learned from.
 
-rlhf -m task=reward experiment=qa_feedback_smollm2 reward.prompts=90,180,360 seed=0,1,2     # after task=sft
-python benchmarks/reward_data_curve.py outputs/reward/smollm2_135m-*
+rlhf -m task=sft experiment=qa_feedback_smollm2 seed=0,1,2                                 # and oasst_smollm2
+rlhf -m task=reward experiment=qa_feedback_smollm2 reward.prompts=60,120,240 seed=0,1,2     # and oasst_smollm2
+python benchmarks/reward_data_curve.py outputs/reward/smollm2_135m-{qa_feedback,oasst_qa_hh}-*
 """
 
 from __future__ import annotations

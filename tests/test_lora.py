@@ -37,7 +37,7 @@ from rlhf_lightning.stages.ppo import PPOModule
 from rlhf_lightning.stages.rollout import to_experience
 from rlhf_lightning.tasks import ppo as ppo_task
 from rlhf_lightning.tasks import ppo_models
-from tests.harness import rlhf_here, start, wait_for
+from tests.harness import only, rlhf_here, start, wait_for
 from tests.models.test_adapters import disturb
 from tests.stages.test_ppo_adapters import LORA as RANK_2
 from tests.stages.tiny_ppo import HP, batches, module
@@ -123,6 +123,29 @@ def test_the_rewards_adapter_brings_its_head_to_the_backbone_it_was_trained_on(
     torch.testing.assert_close(logits(adapted), logits(merged), atol=1e-5, rtol=1e-4)
     settings = json.loads((stages["reward"] / "adapter/adapter_config.json").read_text())
     assert settings["task_type"] == "SEQ_CLS"
+
+
+def test_adapters_on_a_frozen_bfloat16_model_from_sft_to_ppo(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    """What the experiments on real models do. The merged weights are the adapter's but for their rounding."""
+    outputs = tmp_path / "outputs"
+    own = ["model=hf", f"model.path={stages['pretrain']}", "model.context_length=144"]
+    rlhf_here(f"outputs={outputs}", *own, "model.dtype=bfloat16", *LORA, "logger=none")
+    base = AutoModelForCausalLM.from_pretrained(stages["pretrain"], dtype=torch.bfloat16)
+    for stage in ("sft", "ppo"):
+        artifact = only(outputs / stage) / "artifact"
+        merged = AutoModelForCausalLM.from_pretrained(artifact, dtype="auto")
+        assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+        adapter = load_file(artifact / "adapter/adapter_model.safetensors")
+        assert {t.dtype for t in adapter.values()} == {torch.float32}
+        before, after = logits(base), logits(merged)
+        adapted = logits(PeftModel.from_pretrained(base, str(artifact / "adapter")).eval())
+        learnt, rounding = (adapted - before).abs().mean(), (adapted - after).abs().mean()
+        assert learnt > 0
+        assert rounding < learnt / 3, f"{stage}: {rounding} of {learnt}"
+        base = merged
+    assert "of its own in memory" not in (only(outputs / "ppo") / "log.txt").read_text()
 
 
 def bytes_of(run: Path) -> list[bytes]:

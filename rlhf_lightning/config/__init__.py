@@ -10,7 +10,7 @@ A default here is what a key has where no preset sets it. The presets in conf/ o
 command's own defaults are those presets (sft=default, ppo=default, ...): `rlhf --cfg job` prints what holds.
 
 One file a group of settings: `model`, `mix`, `lora`, `sft`, `reward`, `reward_source`, `ppo`, `evaluate`, `generate`,
-`data`, `slurm`; `root` holds them together.
+`data`, `strategy`, `training`, `slurm`; `root` holds them together.
 """
 
 from rlhf_lightning.config.checks import MISSING

@@ -19,7 +19,8 @@ class GenerateInitConfig:
     """Run directory, artifact, Hugging Face folder, `none` (the model's own weights); null: the model's own weights
     where model.path is set, else the PPO run of the same command line."""
     reward: str | None = None
-    """Reward model that scores the responses: run directory, artifact or Hugging Face folder; null: no scores."""
+    """Reward model that is the learned part of reward_source: run directory, artifact or Hugging Face folder. null: no
+    scores, unless reward_source has no learned part."""
 
 
 @dataclass
@@ -84,3 +85,6 @@ def check_generate(root: RootConfig) -> None:
         f"<= model.context_length={context}",
         tokens,
     )
+    learned = root.reward_source.learned is not None
+    key, rule = "generate.init.reward", "null where reward_source has no learned part"
+    require(learned or hp.init.reward is None, key, rule, hp.init.reward)

@@ -16,7 +16,7 @@ class SourceConfig:
     """One origin of records: a file or folder (`path`), a dataset (`hub`), or an importable `Source` (`target`)."""
 
     target: str | None = None
-    """Import path of a class; called with `args`. See rlhf_lightning.data.mixture.Source."""
+    """Import path of a class; called with `args`. See rlhf_lightning.data.source.Source."""
     path: str | None = None
     """File or folder: .jsonl, .json, .csv, .parquet, .txt, each also .gz. Relative to `mix.root`."""
     hub: str | None = None

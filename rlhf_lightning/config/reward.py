@@ -53,8 +53,8 @@ class RewardConfig:
     rollout_batch_size: int = 256
     """Completions sampled at once per device (completions=policy); size."""
     share_prompt: bool = False
-    """Compute a prompt once for all its completions instead of once for each: the same scores and gradients, several
-    times faster where prompts are long. Needs attention that takes a 4-D mask (sdpa, eager)."""
+    """Compute a prompt once for all its completions instead of once for each: the same scores and gradients, faster
+    where prompts are long. Needs attention that takes a 4-D mask (sdpa, eager)."""
     head_scale: float = 1.0
     """Factor on the standard deviation 1/√(d+1) of the new head's weights [S]; an earlier reward model keeps
     its own head. 0: all scores are equal at first; where comparisons are few, what is random is hardly unlearned."""

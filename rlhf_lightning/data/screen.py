@@ -52,6 +52,8 @@ class Screen:
         self._size, self._read, self._banned = size, read, banned
         self.removed: Counter[str] = Counter()
         self._kept: dict[str, np.ndarray] = {}
+        self._passed_over: set[tuple[str, int]] = set()
+        """Kind and index of an endless source's records that another one holds out."""
         for kind in (k for k in SCREENED if k in kinds):
             count = size(kind, "train")
             if count is None and held_out_prompts > 0:
@@ -73,7 +75,9 @@ class Screen:
             return self._read(kind, split, self._place(kind, split, index))
         record = self._read(kind, split, self._place(kind, split, index))
         while kind not in self._kept and _is_in(self._banned, key_hash(split_key(record))):
-            self.removed["in_another_split"] += 1
+            if (kind, index) not in self._passed_over:  # read again: counted once
+                self._passed_over.add((kind, index))
+                self.removed["in_another_split"] += 1
             index += _NEXT
             record = self._read(kind, split, index)
         return record

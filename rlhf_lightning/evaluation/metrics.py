@@ -2,7 +2,7 @@
 
 Keys of one model, `NAME` being base, sft, ppo, ... (a key is absent where its input is):
 
-    NAME/gold_score        mean total of the gold labeler, in [0, 1]
+    NAME/gold_score        mean total of the gold judge, in [0, 1]
     NAME/helpful           mean of that part; likewise NAME/truthful, NAME/harmless
     NAME/reward_score      mean score of reward_source
     NAME/known/SCORE       mean of that known score (evaluate.known)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Gold(Protocol):
-    """The gold labeler's judgement of one response, each part in [0, 1]."""
+    """The gold judge's verdict of one response, each part in [0, 1]."""
 
     @property
     def helpful(self) -> float: ...

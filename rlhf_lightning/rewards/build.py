@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.config import RewardPartConfig, RewardSourceConfig
-from rlhf_lightning.rewards.base import Means, RewardFunction, ScoreRequest, Telling
+from rlhf_lightning.rewards.base import Means, ScoreRequest, Telling
 from rlhf_lightning.rewards.external import load_external
 from rlhf_lightning.rewards.functions import load_function
 from rlhf_lightning.rewards.learned import EnsembleReward, LearnedReward
@@ -47,7 +48,16 @@ class WeightedReward(nn.Module):
         return found
 
 
-def build_reward(source: RewardSourceConfig, learned: Learned) -> RewardFunction:
+def single(source: RewardSourceConfig) -> RewardSourceConfig:
+    """The score with one reward model in place of an ensemble."""
+    parts = {
+        name: replace(part, members=1, combine="mean") if part.kind == "learned" else part
+        for name, part in source.parts.items()
+    }
+    return RewardSourceConfig(parts=parts)
+
+
+def build_reward(source: RewardSourceConfig, learned: Learned) -> WeightedReward:
     """The score of `reward_source`.
 
     `learned` gives the model of a parent role; it may be called with each of `source.roles`, once.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
@@ -109,7 +110,7 @@ def survey(
     }
     counts = {key: root.data.records if size is None else size for key, size in sizes.items()}
     parts: list[Part] = []
-    trained: dict[tuple[str, str], Mapping[int, int]] = {}
+    trained: dict[tuple[str, str], np.ndarray] = {}
     with counted("data", sum(counts.values())) as advance:
         for (name, kind, split), count in counts.items():
             found = Survey(kind, tokenizer)
@@ -121,11 +122,10 @@ def survey(
                 again = _batches(mixture, (name, kind, split), count)
                 found.count_labels(record for batch in again for record in batch)
             if split == "train":  # the first one; the others are held against it
-                trained[name, kind] = found.prompts
+                trained[name, kind] = np.unique(found.prompts)
             overlap = None
             if split != "train" and (name, kind) in trained:
-                known = trained[name, kind]
-                overlap = sum(n for key, n in found.prompts.items() if key in known)
+                overlap = int(np.isin(np.asarray(found.prompts), trained[name, kind]).sum())
             parts.append(_part(root, sizes, (name, kind, split), found, overlap))
     return parts
 

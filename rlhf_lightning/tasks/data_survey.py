@@ -1,12 +1,16 @@
-"""Counting the records of one source, kind and split, batch by batch; of the texts only digests stay in memory."""
+"""Counting the records of one source, kind and split, batch by batch; of the texts only digests stay in memory, 24 to
+32 bytes a record."""
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from rlhf_lightning.data.encode import (
     encode_completions,
@@ -45,16 +49,12 @@ class Survey:
     tokenizer: PreTrainedTokenizerBase
     lengths: dict[str, Lengths] = field(default_factory=dict)
     read: int = 0
-    duplicates: int = 0
-    near_duplicates: int = 0
-    prompts: dict[int, int] = field(default_factory=dict)
-    """Digest of a prompt → records that have it."""
     comparisons: ComparisonCounts | None = None
-    repeated: set[int] = field(default_factory=set)
-    """Digests of comparisons (prompt and completions) that have more than one record, so maybe several labels."""
-    _exact: set[int] = field(default_factory=set)
-    _near: set[int] = field(default_factory=set)
-    _compared: set[int] = field(default_factory=set)
+    prompts: array[int] = field(default_factory=lambda: array("Q"))
+    """The digest of each record's prompt."""
+    _exact: array[int] = field(default_factory=lambda: array("Q"))
+    _near: array[int] = field(default_factory=lambda: array("Q"))
+    _compared: array[int] = field(default_factory=lambda: array("Q"))
 
     def __post_init__(self) -> None:
         self.lengths = {name: Lengths() for name in QUANTITIES[self.kind]}
@@ -71,15 +71,27 @@ class Survey:
         if self.comparisons is not None:
             self._compare(records, tokens["completion"], self.comparisons)
 
+    @property
+    def duplicates(self) -> int:
+        """Records whose texts an earlier one has."""
+        return len(self._exact) - len(np.unique(self._exact))
+
+    @property
+    def near_duplicates(self) -> int:
+        """Likewise, but for case and white space."""
+        return len(self._near) - len(np.unique(self._near))
+
+    @property
+    def repeated(self) -> set[int]:
+        """Digests of comparisons (prompt and completions) that have more than one record, so maybe several labels."""
+        found, counts = np.unique(self._compared, return_counts=True)
+        return set(found[counts > 1].tolist())
+
     def _texts(self, record: Record) -> None:
         texts = texts_of(record)
-        exact, near = digest(texts), digest([" ".join(t.casefold().split()) for t in texts])
-        self.duplicates += exact in self._exact
-        self.near_duplicates += near in self._near
-        self._exact.add(exact)
-        self._near.add(near)
-        key = digest([prompt_key(prompt_of(record))])
-        self.prompts[key] = self.prompts.get(key, 0) + 1
+        self._exact.append(digest(texts))
+        self._near.append(digest([" ".join(t.casefold().split()) for t in texts]))
+        self.prompts.append(digest([prompt_key(prompt_of(record))]))
 
     def _compare(
         self, records: Sequence[Record], completion_tokens: Sequence[int], counts: ComparisonCounts
@@ -99,18 +111,16 @@ class Survey:
                 counts.tied += tied
                 counts.ranked_pairs += ranked
                 counts.all_tied += not pairs
-            what = _comparison_key(record)
-            if what in self._compared:
-                self.repeated.add(what)
-            self._compared.add(what)
+            self._compared.append(_comparison_key(record))
 
     def count_labels(self, records: Iterable[Record]) -> None:
         """A second pass, over the same records: agreement of the labels of comparisons that have several."""
         assert self.comparisons is not None
+        repeated = self.repeated
         votes: dict[tuple[int, int, int], list[int]] = defaultdict(lambda: [0, 0])
         for record in records:
             what = _comparison_key(record)
-            if what not in self.repeated:
+            if what not in repeated:
                 continue
             for low, high, second_wins in _label(record):
                 votes[what, low, high][second_wins] += 1

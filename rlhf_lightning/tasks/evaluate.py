@@ -31,7 +31,6 @@ from rlhf_lightning.models.loading import (
 from rlhf_lightning.models.tokens import decode, pad_id
 from rlhf_lightning.processes import counts_once, gather, in_order, is_first, share, world_size
 from rlhf_lightning.rewards.base import (
-    RewardFunction,
     ScoreRequest,
     statistics_of,
     taken_statistics,
@@ -93,7 +92,7 @@ def run(job: Job) -> dict[str, float]:
 class _Judges:
     """What gives responses their scores."""
 
-    reward: RewardFunction
+    reward: nn.Module
     known: dict[str, nn.Module]
 
 
@@ -105,8 +104,7 @@ def _judges(job: Job, tokenizer: PreTrainedTokenizerFast) -> _Judges:
     }
     judges = _Judges(reward_of(job, tokenizer), known)
     for module in (judges.reward, *known.values()):
-        if isinstance(module, nn.Module):
-            place_frozen(module, job.root.strategy, device_of(job))
+        place_frozen(module, job.root.strategy, device_of(job))
     return judges
 
 

@@ -1,4 +1,4 @@
-"""`task=generate`: responses of a policy to the prompts of a file, or to one, with scores if a reward model is given.
+"""`task=generate`: responses of a policy to the prompts of a file, or to one, with the scores of `reward_source`.
 
 Rows go in input order. The uniform numbers of a row depend on the seed and on its place among the prompts that fit,
 not on `batch_size`: prompts are sorted by length inside windows of a fixed size, and the generator is drawn from in
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.callbacks.progress import counted
@@ -38,8 +39,8 @@ from rlhf_lightning.models.loading import (
 from rlhf_lightning.models.tokens import decode, eos_id, pad_id
 from rlhf_lightning.plan import StagePlan
 from rlhf_lightning.processes import gather, in_order, is_first, share, world_size
-from rlhf_lightning.rewards.base import ScoreRequest
-from rlhf_lightning.rewards.learned import LearnedReward
+from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest
+from rlhf_lightning.rewards.build import build_reward, single
 from rlhf_lightning.runs import Artifact, Stop
 from rlhf_lightning.stages.updates import require_finite
 from rlhf_lightning.strategies.weights import place_frozen
@@ -101,7 +102,7 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
         if not is_first():
             deque(rows, maxlen=0)  # this process's share of the sampling
         elif root.output is None:
-            printed(rows, scored=speaker.reward is not None)
+            printed(rows, scored=speaker.score is not None)
         else:
             with counted("generate", counts.prompts * root.generate.samples) as advance:
                 written(
@@ -119,7 +120,7 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
 
 
 class Speaker:
-    """The policy and the reward model, loaded, and how rows are made with them."""
+    """The policy and the score, loaded, and how rows are made with them."""
 
     def __init__(self, plan: StagePlan, mixture: Mixture, stop: Stop, counts: Counts) -> None:
         self.root, self.stop, self.counts = plan.root, stop, counts
@@ -132,7 +133,8 @@ class Speaker:
         self.seed = seed_of(self.root.seed, "generate", 1, "samples")
         own = seed_of(self.root.seed, "generate", 1, "weights")
         # the scorer first: where it cannot be loaded, nothing larger was
-        self.reward = None if reward is None else self._reward(reward)
+        self.score, self.learned = self._score(reward), reward is not None
+        _say_who(policy, self.root)
         self.policy = self._placed(
             new_policy(self.root.model, self.tokenizer, seed=own)
             if policy is None
@@ -144,10 +146,19 @@ class Speaker:
         place_frozen(model, self.root.strategy, self.device)
         return model
 
-    def _reward(self, artifact: Artifact) -> LearnedReward:
-        model = self.root.reward.model or self.root.model
-        scorer = self._placed(load_scorer(artifact.path, model))
-        return LearnedReward(scorer, end_with_eos=self._end_with_eos)
+    def _score(self, given: Artifact | None) -> RewardFunction | None:
+        """The whole score, as PPO and the evaluation have it; None if its learned part was not given."""
+        source, model = self.root.reward_source, self.root.reward.model or self.root.model
+        if given is None and source.learned is not None:
+            return None
+
+        def learned(_: str) -> nn.Module:
+            assert given is not None  # else there is no learned part
+            return frozen(grow_embeddings(load_scorer(given.path, model), self.tokenizer))
+
+        score = build_reward(single(source), learned)
+        place_frozen(score, self.root.strategy, self.device)
+        return score
 
     @property
     def _end_with_eos(self) -> bool:
@@ -158,7 +169,7 @@ class Speaker:
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that is answered."""
         given, room = self.hp.max_prompt_tokens, self.root.model.context_length
-        if self.reward is not None:
+        if self.learned:
             reads = self.root.reward.model or self.root.model
             room = min(room, reads.context_length - self._end_with_eos)
         room -= self.hp.max_response_tokens
@@ -230,11 +241,11 @@ class Speaker:
             "ended": said.ended.tolist(),
             "logprob": said.logprobs.sum(1).tolist(),
         }
-        if self.reward is not None:
+        if self.score is not None:
             request = ScoreRequest(
                 batch.ids, batch.mask, said.ids, said.mask, records, self.tokenizer
             )
-            scores = self.reward(request)
+            scores = self.score(request)
             require_finite(scores, where="generate", what="score", then=_UNUSABLE)
             columns["score"] = scores.tolist()
         made = zip(*columns.values(), strict=True)
@@ -290,6 +301,19 @@ def _watched(rows: Iterable[Row], advance: Any) -> Iterator[Row]:
     for row in rows:
         yield row
         advance(1)
+
+
+def _say_who(policy: Artifact | None, root: RootConfig) -> None:
+    """Whose words these are: a command that names an experiment speaks with its model as it was before training."""
+    if policy is not None:
+        log.info("generate: the policy is %s", policy.path)
+    elif root.model.path is not None:
+        log.info(
+            "generate: the policy is %s, its own weights; generate.init.policy=RUN for trained ones",
+            root.model.path,
+        )
+    else:
+        log.info("generate: the policy is of random weights")
 
 
 def _say(root: RootConfig, counts: Counts) -> None:

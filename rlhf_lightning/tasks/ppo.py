@@ -91,7 +91,7 @@ def run(job: Job) -> dict[str, float]:
             f"ended after iteration {done.iteration} of {hp.iterations}: a KL of {done.kl:.3g} nats is more than"
             f" ppo.stop_at_kl={hp.stop_at_kl:g}"
         )
-    module.export_average()  # what is exported is what is measured
+    module.export_average()  # the last validation is of the average, as the export is
     if hp.ema_decay is not None:
         left = hp.ema_decay**done.iteration
         job.say(

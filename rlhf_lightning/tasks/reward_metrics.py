@@ -97,6 +97,8 @@ def accuracies(
     for record, scores in validation:
         by_size[len(record["completions"])] += _outcomes(pairs_of(record)[0], scores)
     for size, outcomes in sorted(by_size.items()):
+        if not outcomes:  # nothing was decided, or one completion alone fitted
+            continue
         metrics[f"reward/pairwise_accuracy_k{size}"] = _mean(outcomes)
     agreement = job.mixture.labeler_agreement()
     return metrics if agreement is None else metrics | {"labelers/agreement": agreement}

@@ -16,13 +16,12 @@ from rlhf_lightning.models.loading import (
     new_scorer,
     save,
 )
-from rlhf_lightning.rewards.base import RewardFunction
-from rlhf_lightning.rewards.build import build_reward
+from rlhf_lightning.rewards.build import WeightedReward, build_reward
 from rlhf_lightning.runs.files import temporary_name
 from rlhf_lightning.tasks.job import Job, require_same_tokenizer
 
 
-def reward_of(job: Job, tokenizer: PreTrainedTokenizerFast) -> RewardFunction:
+def reward_of(job: Job, tokenizer: PreTrainedTokenizerFast) -> WeightedReward:
     """The score of `reward_source`, frozen, its learned part from the job's parents."""
     return build_reward(
         job.root.reward_source, lambda role: frozen(trained_scorer(job, role, tokenizer))

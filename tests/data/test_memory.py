@@ -53,3 +53,32 @@ def test_a_gigabyte_of_rows_needs_far_less_memory(tmp_path):
     a_gigabyte = before + growth * (GIGABYTE / row_bytes / ROWS)
     assert growth / ROWS < 400, f"{growth / ROWS:.0f} bytes a row"
     assert a_gigabyte < 0.9 * GIGABYTE, f"{a_gigabyte / 2**20:.0f} MB for a gigabyte of such rows"
+
+
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.call([sys.executable, "-m", "rlhf_lightning", *sys.argv[1:]])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_sft_on_a_gigabyte_of_rows_stays_below_one_and_a_half(tmp_path):
+    """The whole command: torch, Lightning, the index, the loader and a model of a megabyte."""
+    path, row = tmp_path / "rows.jsonl", '{"prompt": "Question %d: %s", "completion": "%s"}\n'
+    words = "a word and another one " * 20
+    with path.open("w") as file:
+        number = 0
+        while file.tell() < GIGABYTE:
+            file.writelines(row % (number + i, words, words) for i in range(10_000))
+            number += 10_000
+    command = ["experiment=debug", "task=sft", "sft.init.policy=none", "mix=files"]
+    command += [f"mix.sources.a.path={path}", f"outputs={tmp_path / 'outputs'}"]
+    command += ["sft.max_length=1200", "model.context_length=1200", "mix.over_long=cut"]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peak = int(done.stdout.split()[-1]) * 1024
+    assert peak < 1.5 * GIGABYTE, f"{peak / 2**20:.0f} MB"

@@ -84,6 +84,46 @@ def test_every_prompt_gets_its_samples_in_order_with_scores(tmp_path: Path, mode
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_the_score_is_the_whole_of_reward_source(
+    tmp_path: Path, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its learned part is the model that is given; without such a part there is nothing to give."""
+    words = [
+        "reward_source=function",
+        "reward_source.parts.function.target=tests.rewards.mine.words",
+    ]
+    rows = rows_of(tmp_path, models, *words, name="words.jsonl")
+    assert [row["score"] for row in rows] == [float(len(row["response"].split())) for row in rows]
+    given = f"generate.init.reward={models / 'reward'}"
+    learned = rows_of(tmp_path, models, given, name="learned.jsonl")
+    both = [
+        "reward_source=weighted",
+        "reward_source.parts.function.target=tests.rewards.mine.words",
+    ]
+    both += ["reward_source.parts.function.weight=2", "reward_source.parts.learned.weight=0.5"]
+    both += ["reward_source.parts.learned.members=3"]  # one of them is given, and judges alone
+    found = rows_of(tmp_path, models, given, *both, name="both.jsonl")
+    assert [row["score"] for row in found] == pytest.approx(
+        [0.5 * a["score"] + 2 * b["score"] for a, b in zip(learned, rows, strict=True)]
+    )
+    assert "score" not in rows_of(tmp_path, models, *both, name="nobody.jsonl")[0]
+    with pytest.raises(UserError, match=r"generate\.init\.reward must be null where reward_source"):
+        rows_of(tmp_path, models, given, *words, name="no.jsonl")
+
+
+def test_the_log_says_whose_words_these_are(
+    tmp_path: Path, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="rlhf_lightning")
+    rows_of(tmp_path, models)
+    assert f"generate: the policy is {models / 'policy'}" in caplog.messages
+    own = ["model=hf", f"model.path={models / 'policy'}", "model.context_length=144"]
+    rows_of(tmp_path, models, *own, "generate.init.policy=null", name="own.jsonl")
+    assert any(
+        line.endswith("generate.init.policy=RUN for trained ones") for line in caplog.messages
+    )
+
+
 @pytest.mark.parametrize("end_with_eos", [False, True])
 def test_scores_and_logprobs_are_those_of_the_models(
     end_with_eos: bool, tmp_path: Path, models: Path
