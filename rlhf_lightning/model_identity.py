@@ -16,6 +16,8 @@ from rlhf_lightning.offline_model import NAME as OFFLINE
 from rlhf_lightning.offline_model import cached
 from rlhf_lightning.runs.identity import plain, sha256_file, sha256_tree
 
+_AS_BEFORE = (("reads", "chat"), ("chat_template", None))
+
 
 def require_local_folder(path: str, key: str) -> None:
     """Raises: UserError if `path` is written as a place on this machine and has no model."""
@@ -52,6 +54,8 @@ def parts_identity(parts: Mapping[str, RewardPartConfig], key: str) -> dict[str,
 def _part_identity(part: RewardPartConfig, key: str) -> dict[str, Any]:
     own = {"kind", "weight", *OF_KIND[part.kind]} - {"batch_size", "trust_remote_code"}
     identity = {k: v for k, v in plain(part).items() if k in own}
+    if part.kind == "model":  # at their defaults a part is what it was before they came
+        identity = {k: v for k, v in identity.items() if (k, v) not in _AS_BEFORE}
     if part.kind == "function":
         identity["args"] = _with_files(identity["args"])
     if part.chat_template is not None:
@@ -62,18 +66,19 @@ def _part_identity(part: RewardPartConfig, key: str) -> dict[str, Any]:
         require_local_folder(part.path, f"{key}.path")
         if Path(part.path).is_dir():
             require_one_label(part.path, f"{key}.path")
-            if part.reads == "chat" and part.chat_template is None:
-                _require_chat_template(part.path, key)
+            own = part.reads == "chat" and part.chat_template is None
+            if own and not has_chat_template(Path(part.path)):
+                raise UserError(no_chat_template(part.path, key))
             identity |= {"path": Path(part.path).name, "sha256": _tree(part.path)}
     return identity
 
 
-def _require_chat_template(path: str, key: str) -> None:
-    if not has_chat_template(Path(path)):
-        raise UserError(
-            f"{key}.path must have a tokenizer with a chat template, got {path!r} without one"
-            f" ({key}.chat_template=FILE gives it one; {key}.reads=pair needs none)"
-        )
+def no_chat_template(path: str, key: str) -> str:
+    """What is said of a reward model that reads conversations and has no template for them."""
+    return (
+        f"{key}.path must have a tokenizer with a chat template, got {path!r} without one"
+        f" ({key}.chat_template=FILE gives it one; {key}.reads=pair needs none)"
+    )
 
 
 def _with_files(value: Any) -> Any:

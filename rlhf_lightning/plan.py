@@ -280,6 +280,8 @@ class Planner:
         mix = plain(root.mix)
         mix.pop("root")  # a place, like a source's path
         for source in mix["sources"].values():
+            if not source["keep_repeats"]:
+                source.pop("keep_repeats")  # runs from before it have the same records
             if source["path"] is not None:  # the file's sha256 counts, not its place
                 source["path"] = Path(source["path"]).name
         identity = {

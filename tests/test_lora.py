@@ -32,7 +32,6 @@ from rlhf_lightning.models.adapters import (
     add_adapter,
 )
 from rlhf_lightning.models.loading import prepare
-from rlhf_lightning.runs.identity import plain
 from rlhf_lightning.stages.ppo import PPOModule
 from rlhf_lightning.stages.rollout import to_experience
 from rlhf_lightning.tasks import ppo as ppo_task
@@ -262,10 +261,10 @@ def test_a_reward_model_with_another_backbone_is_loaded_whole_and_the_log_says_s
     assert isinstance(ppo.value, TrunkScorer) and not ppo.value.score.weight.any()
 
 
-@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("pinned", ["sha256", "commit", None])
 def test_a_reward_model_and_a_policy_from_the_models_own_weights_share_them(
     stages: dict[str, Path], made: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch, pinned: bool,
+    monkeypatch: pytest.MonkeyPatch, pinned: str | None,
 ) -> None:  # fmt: skip
     """Without SFT: README's command for pairs alone, with adapters. A hub's model without a revision may change."""
     rows = [{"prompt": f"Is it {i}?", "chosen": "It is.", "rejected": "No"} for i in range(60)]
@@ -279,14 +278,30 @@ def test_a_reward_model_and_a_policy_from_the_models_own_weights_share_them(
     ]
     runs = tmp_path / "outputs"
     rlhf_here(f"outputs={runs}", "task=reward", *own)
-    if not pinned:
-        monkeypatch.setattr(ppo_models, "model_identity", lambda model: {**plain(model)})
+    if pinned != "sha256":  # as if it were of the hub
+        revision = "0" * 40 if pinned else "main"
+        hub = {"path": "a/b", "revision": revision, "dtype": "float32"}
+        whole = ppo_models._weights_of
+        monkeypatch.setattr(ppo_models, "_weights_of", lambda model: whole(hub))
     caplog.set_level("INFO", logger="rlhf_lightning")
     caplog.clear()
     ppo = made(runs, *own)
     scorers = [m for m in ppo.reward.modules() if isinstance(m, TrunkScorer)]
     assert [scorer.trunk is ppo.policy for scorer in scorers] == ([True] if pinned else [])
-    assert ("of its own in memory" in caplog.text) is not pinned
+    assert ("of its own in memory" in caplog.text) is (pinned is None)
+
+
+def test_own_weights_are_named_by_their_files_or_a_commit_and_by_their_precision() -> None:
+    folder = {"path": "x", "revision": None, "dtype": "float32", "sha256": "1"}
+    commit = {"path": "x", "revision": "a" * 40, "dtype": "float32"}
+    found = [
+        folder, {**folder, "sha256": "2"}, {**folder, "dtype": "bfloat16"},
+        commit, {**commit, "path": "y"}, {**commit, "revision": "b" * 40}, {**commit, "dtype": "bfloat16"},
+    ]  # fmt: skip
+    assert len({ppo_models._weights_of(model) for model in found}) == len(found)
+    for revision in (None, "main", "v1.0"):
+        assert ppo_models._weights_of({**commit, "revision": revision}) is None
+    assert ppo_models._weights_of({**commit, "path": None}) is None
 
 
 # ---- every kind of value model

@@ -82,6 +82,8 @@ def test_every_preset_passes_the_check(name: str) -> None:
         (["reward_source=ensemble", "task=reward", "reward_source.member=4"], "reward_source.member must be in 0..3"),
         (["reward_source=ensemble", "reward_source.member=1"], "reward_source.member must be 0 but in task=reward, got 1"),
         (["reward_source=ensemble", "ppo.init.reward=x"], "ppo.init.reward must be null where reward_source has an ensemble of them, got 'x'"),
+        (["reward_source=model", "reward_source.parts.model.path=a/b", "reward_source.parts.model.reads=book"], "reward_source.parts.model.reads must be one of chat, pair, got 'book'"),
+        (["reward_source=model", "reward_source.parts.model.path=a/b", "reward_source.parts.model.reads=pair", "reward_source.parts.model.chat_template=x"], "reward_source.parts.model.chat_template must be null where reads is pair, got 'x'"),
         ([*WORDS, "evaluate.reward=x"], "evaluate.reward must be null where reward_source has no learned part, got 'x'"),
     ],
 )  # fmt: skip
@@ -197,9 +199,28 @@ def test_files_and_folders_of_parts_count_by_their_content(tmp_path: Path) -> No
     before = hash_of(*model)
     assert hash_of(*model, "reward_source.parts.model.batch_size=7") == before
     assert hash_of(*model, "reward_source.parts.model.max_length=64") != before
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{{ messages }}")
+    template = f"reward_source.parts.model.chat_template={mine}"
+    hashes = {
+        before,
+        hash_of(*model, template),
+        hash_of(*model, "reward_source.parts.model.reads=pair"),
+    }
+    mine.write_text("{{ messages }}.")
+    hashes.add(hash_of(*model, template))
+    assert len(hashes) == 4
+    with pytest.raises(UserError, match=r"model\.chat_template must be a file, got '/nowhere'$"):
+        hash_of(*model, "reward_source.parts.model.chat_template=/nowhere")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     _tree.cache_clear()
-    assert hash_of(*model) != before
+    assert hash_of(*model) not in hashes
+    (folder / "chat_template.jinja").unlink()
+    _tree.cache_clear()
+    with pytest.raises(UserError, match=r"model\.path must have a tokenizer with a chat template"):
+        hash_of(*model)
+    hash_of(*model, template)
+    hash_of(*model, "reward_source.parts.model.reads=pair")
 
 
 def test_a_folder_that_is_no_reward_model_is_told_with_the_plan(tmp_path: Path) -> None:

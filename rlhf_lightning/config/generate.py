@@ -20,7 +20,7 @@ class GenerateInitConfig:
     where model.path is set, else the PPO run of the same command line."""
     reward: str | None = None
     """Reward model that is the learned part of reward_source: run directory, artifact or Hugging Face folder. null: no
-    scores, unless reward_source has no learned part."""
+    scores, unless reward_source has no learned part; none: no scores."""
 
 
 @dataclass
@@ -85,6 +85,9 @@ def check_generate(root: RootConfig) -> None:
         f"<= model.context_length={context}",
         tokens,
     )
-    learned = root.reward_source.learned is not None
-    key, rule = "generate.init.reward", "null where reward_source has no learned part"
-    require(learned or hp.init.reward is None, key, rule, hp.init.reward)
+    key, given, judges = "generate.init.reward", hp.init.reward, root.reward_source.members
+    named = given not in (None, "none")
+    require(
+        judges > 0 or not named, key, "null or none where reward_source has no learned part", given
+    )
+    require(judges < 2 or not named, key, "null or none where reward_source is an ensemble", given)

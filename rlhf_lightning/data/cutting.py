@@ -2,7 +2,8 @@
 
 Cut are: raw text; a demonstration's last reply, or else its longest user message; a prompt's longest user message; a
 completion. A user message that ends with a short paragraph of its own, a question after passages, keeps that and loses
-the end of what is before it. What still does not fit stays as it is, and the caller drops and counts it.
+the end of what is before it, unless that paragraph alone is too long. What still does not fit stays as it is, and the
+caller drops and counts it.
 """
 
 from __future__ import annotations
@@ -112,7 +113,10 @@ def _cut_asked(messages: Sequence[Message], fits: Callable[[Messages], bool]) ->
     """The messages with less of the longest one that the user said."""
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     longest = max(users, key=lambda i: len(messages[i]["content"]))
-    return _cut_message(messages, longest, fits, keep=_request(messages[longest]["content"]))
+    request = _request(messages[longest]["content"])
+    if not fits(_with_content(messages, longest, request.lstrip())):
+        request = ""
+    return _cut_message(messages, longest, fits, keep=request)
 
 
 def _request(text: str) -> str:
@@ -127,13 +131,13 @@ def _cut_message(
     messages: Sequence[Message], place: int, fits: Callable[[Messages], bool], *, keep: str = ""
 ) -> Messages | None:
     """The messages with the longest beginning of one of them, and `keep`, its end, that makes the whole fit."""
-
-    def changed(part: str) -> Messages:
-        message: Any = {**messages[place], "content": part + keep}
-        return [*messages[:place], message, *messages[place + 1 :]]
-
     text = messages[place]["content"]
     if keep:
         text = text.rstrip().removesuffix(keep)
-    part = cut_to(text, lambda beginning: fits(changed(beginning)))
-    return None if part is None else changed(part)
+    part = cut_to(text, lambda start: fits(_with_content(messages, place, start + keep)))
+    return None if part is None else _with_content(messages, place, part + keep)
+
+
+def _with_content(messages: Sequence[Message], place: int, content: str) -> Messages:
+    message: Any = {**messages[place], "content": content}
+    return [*messages[:place], message, *messages[place + 1 :]]

@@ -52,7 +52,7 @@ def encode_texts(
 ) -> list[Encoded | None]:
     """`encode_text` of many."""
     bos, eos = _bos(tokenizer), _eos(tokenizer)
-    rows = [bos + ids + eos for ids in _said(tokenizer, texts)]
+    rows = [bos + ids + eos for ids in encode_words(tokenizer, texts)]
     return [
         Encoded(ids, [False] + [True] * (len(ids) - 1)) if len(ids) <= max_length else None
         for ids in rows
@@ -117,7 +117,13 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
 def encode_completions(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
     """`encode_completion` of many."""
     eos = _eos(tokenizer)
-    return [ids + eos for ids in _said(tokenizer, texts)]
+    return [ids + eos for ids in encode_words(tokenizer, texts)]
+
+
+def encode_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
+    """What people wrote, without any special token."""
+    plain = plain_text(tokenizer)
+    return _tokenise(tokenizer, [plain.marked(text) for text in texts])
 
 
 def _document(pieces: Sequence[Ids], eos: int) -> Encoded:
@@ -200,12 +206,6 @@ def _unlike(conversations: Sequence[Sequence[Message]]) -> str:
     """The orders of roles that there are, a few of them."""
     orders = sorted({"-".join(m["role"] for m in messages) or "none" for messages in conversations})
     return ", ".join(orders[:4]) + (", ..." if len(orders) > 4 else "")
-
-
-def _said(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
-    """Ids of what people wrote."""
-    plain = plain_text(tokenizer)
-    return _tokenise(tokenizer, [plain.marked(text) for text in texts])
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:

@@ -17,21 +17,24 @@ _WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attent
 """Kind of layer → the setting that says how far it sees."""
 
 
-def require_packable(model: PreTrainedModel, *, length: int, key: str) -> None:
+def require_packable(
+    model: PreTrainedModel, *, length: int, key: str, unless: str | None = None
+) -> None:
     """Raises: UserError if the documents of a row, each of at most `length` tokens, would not be read as if alone.
 
-    `key` is the setting that says how long they are.
+    `key` is the setting that says how long they are, `unless` one that does without packed rows.
     """
+    hint = f" (or {unless})" if unless else ""
     reason = _unfit(model)
     if reason is not None:
         name = type(model).__name__
         raise UserError(
-            f"model must be one whose rows can hold several documents, got {name}: {reason}"
+            f"model must be one whose rows can hold several documents, got {name}: {reason}{hint}"
         )
     window = attention_window(model.config)
     if window is not None and length > window:
         raise UserError(
-            f"{key} must be <= {window}, as far as the attention of {type(model).__name__} sees, got {length}"
+            f"{key} must be <= {window}, as far as the attention of {type(model).__name__} sees, got {length}{hint}"
         )
 
 

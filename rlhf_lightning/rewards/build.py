@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -46,15 +45,6 @@ class WeightedReward(nn.Module):
             if isinstance(part, Telling):
                 found |= {f"score_{name}_{k}": v for k, v in part.take_statistics().items()}
         return found
-
-
-def single(source: RewardSourceConfig) -> RewardSourceConfig:
-    """The score with one reward model in place of an ensemble."""
-    parts = {
-        name: replace(part, members=1, combine="mean") if part.kind == "learned" else part
-        for name, part in source.parts.items()
-    }
-    return RewardSourceConfig(parts=parts)
 
 
 def build_reward(source: RewardSourceConfig, learned: Learned) -> WeightedReward:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -19,8 +20,9 @@ from transformers import (
 )
 
 from rlhf_lightning.config import RewardPartConfig
-from rlhf_lightning.data.encode import encode_conversations
+from rlhf_lightning.data.encode import encode_conversations, encode_words
 from rlhf_lightning.errors import RunFailed, UserError
+from rlhf_lightning.model_identity import no_chat_template
 from rlhf_lightning.models.head import ScalarHead
 from rlhf_lightning.models.loading import context_of, refusing
 from rlhf_lightning.rewards.base import Means, ScoreRequest
@@ -44,11 +46,50 @@ class _Row:
 
     def without(self, start: int, count: int) -> _Row:
         """The row less `count` tokens from `start` on."""
-        left = [
-            None if part is None else part[:start] + part[start + count :]
-            for part in (self.ids, self.segments)
-        ]
-        return _Row(*left)  # type: ignore[arg-type]
+
+        def less(part: list[int]) -> list[int]:
+            return part[:start] + part[start + count :]
+
+        return _Row(less(self.ids), None if self.segments is None else less(self.segments))
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What a tokenizer writes around a pair of texts."""
+
+    before: _Row
+    between: _Row
+    after: _Row
+    segments: tuple[int, int] | None
+    """Those of the two texts."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, key: str) -> _Frame:
+        """Raises: UserError if it writes nothing between them."""
+        found: Any = tokenizer("a", "b")
+        place = found.sequence_ids(0)  # None: of neither
+        ids, types = found["input_ids"], found.get("token_type_ids")
+        first, second = place.index(0), place.index(1)
+        first_end, second_end = (len(place) - place[::-1].index(text) for text in (0, 1))
+
+        def part(start: int, end: int) -> _Row:
+            return _Row(ids[start:end], None if types is None else types[start:end])
+
+        if first_end == second:
+            raise UserError(
+                f"{key}.reads must be chat where the tokenizer writes nothing between two texts, got 'pair'"
+            )
+        segments = None if types is None else (types[first], types[second])
+        return cls(part(0, first), part(first_end, second), part(second_end, len(ids)), segments)
+
+    def around(self, first: list[int], second: list[int]) -> _Row:
+        """The row of two texts."""
+        ids = [*self.before.ids, *first, *self.between.ids, *second, *self.after.ids]
+        if self.segments is None:
+            return _Row(ids)
+        frame = [part.segments or [] for part in (self.before, self.between, self.after)]
+        one, two = ([kind] * len(t) for kind, t in zip(self.segments, (first, second), strict=True))
+        return _Row(ids, [*frame[0], *one, *frame[1], *two, *frame[2]])
 
 
 class ExternalReward(nn.Module):
@@ -73,6 +114,7 @@ class ExternalReward(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.part, self.key, self.until_eos = tokenizer, part, key, until_eos
         self.max_length = _max_length(model, tokenizer, part, key)
+        self._frame = _Frame.of(tokenizer, key) if part.reads == "pair" else None
         self._means, self._warned = Means(), False
 
     @torch.no_grad()
@@ -99,11 +141,10 @@ class ExternalReward(nn.Module):
         if self.part.reads == "chat":
             return [_Row(ids) for ids in self.encode(messages)]
         asked = ["\n\n".join(m["content"] for m in said[:-1]) for said in messages]
-        found = self.tokenizer(
-            asked, [said[-1]["content"] for said in messages], split_special_tokens=True
-        )
-        segments: Any = found.get("token_type_ids", [None] * len(asked))
-        return [_Row(*row) for row in zip(found["input_ids"], segments, strict=True)]  # type: ignore[arg-type]
+        answers = [said[-1]["content"] for said in messages]
+        texts = (encode_words(self.tokenizer, part) for part in (asked, answers))
+        assert self._frame is not None  # reads=pair
+        return [self._frame.around(*pair) for pair in zip(*texts, strict=True)]
 
     def encode(self, messages: Sequence[list[dict[str, str]]]) -> list[list[int]]:
         """Token ids of whole conversations, in the model's own template."""
@@ -137,7 +178,7 @@ class ExternalReward(nn.Module):
         if not self._warned:
             self._warned = True
             log.warning(
-                "%s: conversations beyond %d tokens lose their oldest ones; the share is logged as too_long",
+                "%s: conversations beyond %d tokens lose their oldest ones (too_long in the metrics of a run)",
                 self.key,
                 self.max_length,
             )
@@ -169,6 +210,7 @@ def load_external(part: RewardPartConfig, *, key: str) -> ExternalReward:
         "revision": part.revision,
         "trust_remote_code": part.trust_remote_code,
     }
+    template = _given_template(part, key)
     what = f"{key}.path must be a hub id or folder with a sequence classifier, got {part.path!r}"
     with refusing(what):
         config = AutoConfig.from_pretrained(part.path, **options)
@@ -177,15 +219,17 @@ def load_external(part: RewardPartConfig, *, key: str) -> ExternalReward:
                 f"{key}.path must be a model with one label, got {part.path!r} with {config.num_labels}"
             )
         tokenizer = AutoTokenizer.from_pretrained(part.path, **options)
-        if part.chat_template is not None:
-            tokenizer.chat_template = Path(part.chat_template).read_text(encoding="utf-8")
+        if template is not None:
+            tokenizer.chat_template = template
         if part.reads == "chat" and not tokenizer.chat_template:
-            raise UserError(
-                f"{key}.path must have a tokenizer with a chat template, got {part.path!r} without one"
-                f" ({key}.chat_template=FILE gives it one; {key}.reads=pair needs none)"
-            )
+            raise UserError(no_chat_template(part.path, key))
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise UserError(f"{key}.path must have a tokenizer.json, got {part.path!r} without one")
+        # what the tokenizer cannot do is told before the weights are read
+        if template is not None:
+            _require_renders(tokenizer, part, key)
+        if part.reads == "pair":
+            _Frame.of(tokenizer, key)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             part.path,
             use_safetensors=True,
@@ -201,6 +245,35 @@ def load_external(part: RewardPartConfig, *, key: str) -> ExternalReward:
     if isinstance(head := getattr(model, "score", None), nn.Linear):
         model.score = ScalarHead.of(head)
     return ExternalReward(model, tokenizer, part, key=key, until_eos=hasattr(config, "reward_bias"))
+
+
+def _given_template(part: RewardPartConfig, key: str) -> str | None:
+    """The text of the part's chat template.
+
+    Raises: UserError if it cannot be read.
+    """
+    if part.chat_template is None:
+        return None
+    try:
+        found = Path(part.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{key}.chat_template must be a readable file, got {part.chat_template!r} ({error})"
+        ) from None
+    if not found.strip():
+        raise UserError(f"{key}.chat_template must not be empty, got {part.chat_template!r}")
+    return found
+
+
+def _require_renders(tokenizer: PreTrainedTokenizerBase, part: RewardPartConfig, key: str) -> None:
+    """Raises: UserError if a template that was given cannot write a question and its answer."""
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        encode_conversations(tokenizer, [said])
+    except (UserError, TemplateError) as error:
+        raise UserError(
+            f"{key}.chat_template must be a Jinja template of messages, got {part.chat_template!r} ({error})"
+        ) from None
 
 
 def _max_length(

@@ -118,9 +118,9 @@ def survey(
                 stop.check()
                 found.add(batch)
                 advance(len(batch))
-            if found.repeated:
+            if repeated := found.repeated():
                 again = _batches(mixture, (name, kind, split), count)
-                found.count_labels(record for batch in again for record in batch)
+                found.count_labels((record for batch in again for record in batch), repeated)
             if split == "train":  # the first one; the others are held against it
                 trained[name, kind] = np.unique(found.prompts)
             overlap = None

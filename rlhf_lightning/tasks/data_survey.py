@@ -81,7 +81,6 @@ class Survey:
         """Likewise, but for case and white space."""
         return len(self._near) - len(np.unique(self._near))
 
-    @property
     def repeated(self) -> set[int]:
         """Digests of comparisons (prompt and completions) that have more than one record, so maybe several labels."""
         found, counts = np.unique(self._compared, return_counts=True)
@@ -113,10 +112,9 @@ class Survey:
                 counts.all_tied += not pairs
             self._compared.append(_comparison_key(record))
 
-    def count_labels(self, records: Iterable[Record]) -> None:
-        """A second pass, over the same records: agreement of the labels of comparisons that have several."""
+    def count_labels(self, records: Iterable[Record], repeated: set[int]) -> None:
+        """A second pass, over the same records: agreement of the labels of comparisons that are `repeated`."""
         assert self.comparisons is not None
-        repeated = self.repeated
         votes: dict[tuple[int, int, int], list[int]] = defaultdict(lambda: [0, 0])
         for record in records:
             what = _comparison_key(record)

@@ -35,7 +35,7 @@ from rlhf_lightning.rewards.base import (
     statistics_of,
     taken_statistics,
 )
-from rlhf_lightning.rewards.build import build_known
+from rlhf_lightning.rewards.build import WeightedReward, build_known
 from rlhf_lightning.runs.files import write_text
 from rlhf_lightning.stages.rollout import Sampling, collect
 from rlhf_lightning.stages.updates import require_finite
@@ -92,7 +92,7 @@ def run(job: Job) -> dict[str, float]:
 class _Judges:
     """What gives responses their scores."""
 
-    reward: nn.Module
+    reward: WeightedReward
     known: dict[str, nn.Module]
 
 

@@ -39,8 +39,8 @@ from rlhf_lightning.models.loading import (
 from rlhf_lightning.models.tokens import decode, eos_id, pad_id
 from rlhf_lightning.plan import StagePlan
 from rlhf_lightning.processes import gather, in_order, is_first, share, world_size
-from rlhf_lightning.rewards.base import RewardFunction, ScoreRequest
-from rlhf_lightning.rewards.build import build_reward, single
+from rlhf_lightning.rewards.base import ScoreRequest
+from rlhf_lightning.rewards.build import WeightedReward, build_reward
 from rlhf_lightning.runs import Artifact, Stop
 from rlhf_lightning.stages.updates import require_finite
 from rlhf_lightning.strategies.weights import place_frozen
@@ -146,17 +146,17 @@ class Speaker:
         place_frozen(model, self.root.strategy, self.device)
         return model
 
-    def _score(self, given: Artifact | None) -> RewardFunction | None:
-        """The whole score, as PPO and the evaluation have it; None if its learned part was not given."""
+    def _score(self, given: Artifact | None) -> WeightedReward | None:
+        """The whole score, as PPO and the evaluation have it; None if its learned part is not given, or none wanted."""
         source, model = self.root.reward_source, self.root.reward.model or self.root.model
-        if given is None and source.learned is not None:
+        if self.hp.init.reward == "none" or (given is None and source.learned is not None):
             return None
 
         def learned(_: str) -> nn.Module:
             assert given is not None  # else there is no learned part
             return frozen(grow_embeddings(load_scorer(given.path, model), self.tokenizer))
 
-        score = build_reward(single(source), learned)
+        score = build_reward(source, learned)
         place_frozen(score, self.root.strategy, self.device)
         return score
 

@@ -45,7 +45,7 @@ def run(job: Job) -> dict[str, float]:
     if hp.ptx.coef > 0:
         length = hp.max_prompt_tokens + hp.max_response_tokens
         key = "ppo.max_prompt_tokens + ppo.max_response_tokens"
-        require_packable(policy, length=length, key=key)
+        require_packable(policy, length=length, key=key, unless="ppo.ptx.coef=0")
     train = prompt_batches(job.mixture, tokenizer, hp=hp, start=job.prompt_start())
     fixed = first_prompts(
         job.mixture,

@@ -8,6 +8,7 @@ a head; the reward model is a third one, frozen, where it was trained on the ver
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,6 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_lightning.config import PPOConfig
-from rlhf_lightning.model_identity import model_identity
 from rlhf_lightning.models.adapters import (
     FOLDER,
     REFERENCE,
@@ -33,6 +33,9 @@ from rlhf_lightning.models.loading import compiled, frozen, scorer_on
 from rlhf_lightning.runs.artifact import load_config
 from rlhf_lightning.tasks.job import Job, add_trained_adapter
 from rlhf_lightning.tasks.scorers import trained_scorer
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+"""A branch or a tag may move."""
 
 
 @dataclass
@@ -113,19 +116,21 @@ def _same_backbone(job: Job, role: str) -> bool:
     if policy is not None:
         return trained_on == policy.sha256
     # both begin with model.path's own weights
-    own = _weights_of(model_identity(job.root.model))
+    own = _weights_of(job.run.identity["model"])
     return (
         trained_on is None and own is not None and own == _weights_of(manifest["config"]["model"])
     )
 
 
 def _weights_of(model: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """What names a model's own weights for good: its files' sha256, or a revision of the hub; None: nothing does."""
+    """What names a model's own weights for good, their files' sha256 or a commit of the hub, and their precision; None:
+    nothing does.
+    """
     if model.get("sha256") is not None:
-        return (model["sha256"],)
-    if model["path"] is None or model["revision"] is None:
+        return model["sha256"], model["dtype"]
+    if model["path"] is None or not _COMMIT.fullmatch(model["revision"] or ""):
         return None
-    return model["path"], model["revision"]
+    return model["path"], model["revision"], model["dtype"]
 
 
 def _value_adapter(

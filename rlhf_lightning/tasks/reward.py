@@ -45,7 +45,8 @@ def run(job: Job) -> dict[str, float]:
     tokenizer, model = _start(job)
     length = job.root.model.context_length
     if hp.share_prompt:  # a row then holds all completions of a prompt
-        require_packable(model, length=length, key="model.context_length")
+        unless = "reward.share_prompt=false"
+        require_packable(model, length=length, key="model.context_length", unless=unless)
     add_trained_adapter(job, model, hp.lora, purpose=_of_member(job, "adapter"))
     found = _comparisons(job)
     train, held_out = found["train"], {s: found[s] for s in ("validation", "test")}

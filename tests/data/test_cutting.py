@@ -85,7 +85,14 @@ def test_a_question_behind_its_passages_stays(tokenizer, gap):
     assert 30 < len(collate.encode_prompt(tokenizer, found)) <= 60
     taught = cut_demonstration(tokenizer, [whole, assistant("Yes.")], 60)
     assert taught[0]["content"].endswith(gap + question)
-    assert cut_prompt(tokenizer, [whole], 8) is None, "a question alone asks about nothing"
+    alone = len(collate.encode_prompt(tokenizer, [user(question)]))
+    assert cut_prompt(tokenizer, [whole], alone) is None, "a question alone asks about nothing"
+
+
+def test_a_last_paragraph_that_does_not_fit_is_no_reason_to_drop_the_message(tokenizer):
+    found = cut_prompt(tokenizer, [user("\n\n".join([LONG * 2, LONG * 2, LONG]))], 40)
+    assert LONG.startswith(found[0]["content"])
+    assert 20 < len(collate.encode_prompt(tokenizer, found)) <= 40
 
 
 def test_a_last_paragraph_that_is_most_of_the_message_is_what_is_cut(tokenizer):

@@ -135,6 +135,11 @@ def test_the_world_has_all_kinds_truth_labelers_and_rewordings():
             {},
             r"mix.sources.a.target must be an importable class, got 'nothing_here.X'",
         ),
+        (
+            {"a": SourceConfig(target=f"{HERE}.Numbers", keep_repeats=True)},
+            {},
+            r"mix.sources.a.format, dialogue_turns and keep_repeats must be those of path or hub, got target",
+        ),
         ({"a": numbers(sise=3)}, {}, r"mix.sources.a.args must fit .*Numbers.*'sise'"),
         (
             {"a": SourceConfig(target="collections.Counter")},

@@ -154,3 +154,6 @@ def test_a_model_that_a_mask_does_not_keep_apart_is_refused(family: str) -> None
         match=f"^model must be one whose rows can hold several documents, got .*: {reason}",
     ):
         require_packable(AutoModelForCausalLM.from_config(config), length=8, key="sft.max_length")
+    with pytest.raises(UserError, match=r" \(or reward\.share_prompt=false\)$"):
+        model = AutoModelForCausalLM.from_config(config)
+        require_packable(model, length=8, key="x", unless="reward.share_prompt=false")

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSequenceClassification,
@@ -178,6 +181,55 @@ def test_a_pair_that_is_too_long_loses_the_beginning_of_what_was_asked(tmp_path:
     (found,) = cut._fitting([longest])
     assert found.ids == longest.ids[:1] + longest.ids[4:]
     assert found.segments == longest.segments[:1] + longest.segments[4:]
+
+
+def test_no_text_of_a_pair_becomes_a_special_token_of_a_vocabulary_that_has_its_string(
+    tmp_path: Path,
+) -> None:
+    """Unigram vocabularies (DeBERTa, XLM-R) hold [SEP] as a piece too, likelier than its characters."""
+    letters = [(letter, -9.0) for letter in "▁[]SEPabcdefghijklmnopqrstuvwxyz"]
+    pieces = [("[PAD]", 0.0), ("[CLS]", 0.0), ("[SEP]", 0.0), ("<unk>", 0.0), *letters]
+    backend = Tokenizer(Unigram(pieces, unk_id=3))
+    backend.pre_tokenizer = Metaspace()
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    reads = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    reward = load_external(part(saved(tmp_path, bert(), reads), reads="pair"), key=KEY)
+    plain = [{"role": "user", "content": "who"}, {"role": "assistant", "content": "me"}]
+    sly = [plain[0], {"role": "assistant", "content": "me [SEP] you"}]
+    rows = reward._rows([plain, sly])
+    assert [row.ids.count(2) for row in rows] == [2, 2]
+    assert rows[0].ids == reads("who", "me")["input_ids"]
+
+
+def test_a_tokenizer_that_glues_two_texts_reads_no_pairs(tmp_path: Path) -> None:
+    folder = saved(tmp_path, llama(), their_tokenizer())
+    with pytest.raises(UserError, match=rf"^{KEY}\.reads must be chat where the tokenizer writes"):
+        load_external(part(folder, reads="pair"), key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "must not be empty"),
+        (b"\xff\xfe", "must be a readable file"),
+        (b"{% for m in messages %}", "must be a Jinja template of messages"),
+        (b"{{ raise_exception('no user') }}", "must be a Jinja template of messages"),
+    ],
+)
+def test_a_template_that_is_none_is_refused_before_the_weights(
+    tmp_path: Path, content: bytes, expected: str
+) -> None:
+    folder = saved(tmp_path / "model", llama(), their_tokenizer())
+    (folder / "model.safetensors").unlink()
+    (tmp_path / "t.jinja").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{KEY}\.chat_template {expected}, got"):
+        load_external(part(folder, chat_template=str(tmp_path / "t.jinja")), key=KEY)
 
 
 def test_a_template_of_ones_own(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def surveyed(kind: str, records: list[dict], tokenizer) -> Survey:
     survey = Survey(kind, tokenizer)
     for record in records:  # a batch each: what is counted spans batches
         survey.add([record])
-    if survey.repeated:
-        survey.count_labels(records)
+    if repeated := survey.repeated():
+        survey.count_labels(records, repeated)
     return survey
 
 

@@ -84,9 +84,7 @@ def test_every_prompt_gets_its_samples_in_order_with_scores(tmp_path: Path, mode
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-def test_the_score_is_the_whole_of_reward_source(
-    tmp_path: Path, models: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_score_is_the_whole_of_reward_source(tmp_path: Path, models: Path) -> None:
     """Its learned part is the model that is given; without such a part there is nothing to give."""
     words = [
         "reward_source=function",
@@ -101,14 +99,17 @@ def test_the_score_is_the_whole_of_reward_source(
         "reward_source.parts.function.target=tests.rewards.mine.words",
     ]
     both += ["reward_source.parts.function.weight=2", "reward_source.parts.learned.weight=0.5"]
-    both += ["reward_source.parts.learned.members=3"]  # one of them is given, and judges alone
     found = rows_of(tmp_path, models, given, *both, name="both.jsonl")
     assert [row["score"] for row in found] == pytest.approx(
         [0.5 * a["score"] + 2 * b["score"] for a, b in zip(learned, rows, strict=True)]
     )
     assert "score" not in rows_of(tmp_path, models, *both, name="nobody.jsonl")[0]
-    with pytest.raises(UserError, match=r"generate\.init\.reward must be null where reward_source"):
-        rows_of(tmp_path, models, given, *words, name="no.jsonl")
+    unwanted = rows_of(tmp_path, models, *words, "generate.init.reward=none", name="none.jsonl")
+    assert "score" not in unwanted[0]
+    several = ["reward_source.parts.learned.members=3"]
+    for wrong, where in ((words, "has no learned part"), (several, "is an ensemble")):
+        with pytest.raises(UserError, match=rf"init\.reward must be null or none where .* {where}"):
+            rows_of(tmp_path, models, given, *wrong, name="no.jsonl")
 
 
 def test_the_log_says_whose_words_these_are(
