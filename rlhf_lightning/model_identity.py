@@ -68,17 +68,9 @@ def _part_identity(part: RewardPartConfig, key: str) -> dict[str, Any]:
             require_one_label(part.path, f"{key}.path")
             own = part.reads == "chat" and part.chat_template is None
             if own and not has_chat_template(Path(part.path)):
-                raise UserError(no_chat_template(part.path, key))
+                raise UserError(part.without_template(key))
             identity |= {"path": Path(part.path).name, "sha256": _tree(part.path)}
     return identity
-
-
-def no_chat_template(path: str, key: str) -> str:
-    """What is said of a reward model that reads conversations and has no template for them."""
-    return (
-        f"{key}.path must have a tokenizer with a chat template, got {path!r} without one"
-        f" ({key}.chat_template=FILE gives it one; {key}.reads=pair needs none)"
-    )
 
 
 def _with_files(value: Any) -> Any:

@@ -99,6 +99,13 @@ class RewardPartConfig:
         dtypes = ("float32", "bfloat16", "float16")
         require(self.dtype in dtypes, "dtype", f"one of {', '.join(dtypes)}", self.dtype)
 
+    def without_template(self, key: str) -> str:
+        """What is said of a model that is to read conversations and has no template for them."""
+        return (
+            f"{key}.path must have a tokenizer with a chat template, got {self.path!r} without one"
+            f" ({key}.chat_template=FILE gives it one; {key}.reads=pair needs none)"
+        )
+
     def _require_own_settings(self) -> None:
         """What the kind needs is there, and nothing that only another kind reads."""
         require(self.kind != "function" or self.target is not None, "target", "given", self.target)

@@ -22,7 +22,6 @@ from transformers import (
 from rlhf_lightning.config import RewardPartConfig
 from rlhf_lightning.data.encode import encode_conversations, encode_words
 from rlhf_lightning.errors import RunFailed, UserError
-from rlhf_lightning.model_identity import no_chat_template
 from rlhf_lightning.models.head import ScalarHead
 from rlhf_lightning.models.loading import context_of, refusing
 from rlhf_lightning.rewards.base import Means, ScoreRequest
@@ -222,7 +221,7 @@ def load_external(part: RewardPartConfig, *, key: str) -> ExternalReward:
         if template is not None:
             tokenizer.chat_template = template
         if part.reads == "chat" and not tokenizer.chat_template:
-            raise UserError(no_chat_template(part.path, key))
+            raise UserError(part.without_template(key))
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise UserError(f"{key}.path must have a tokenizer.json, got {part.path!r} without one")
         # what the tokenizer cannot do is told before the weights are read
