@@ -114,7 +114,7 @@ def _cut_asked(messages: Sequence[Message], fits: Callable[[Messages], bool]) ->
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     longest = max(users, key=lambda i: len(messages[i]["content"]))
     request = _request(messages[longest]["content"])
-    if not fits(_with_content(messages, longest, request.lstrip())):
+    if request and not fits(_with_content(messages, longest, request.lstrip())):
         request = ""
     return _cut_message(messages, longest, fits, keep=request)
 

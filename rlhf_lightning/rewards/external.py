@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -269,7 +268,7 @@ def _require_renders(tokenizer: PreTrainedTokenizerBase, part: RewardPartConfig,
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         encode_conversations(tokenizer, [said])
-    except (UserError, TemplateError) as error:
+    except (UserError, TypeError, ValueError, LookupError) as error:  # a template is a program
         raise UserError(
             f"{key}.chat_template must be a Jinja template of messages, got {part.chat_template!r} ({error})"
         ) from None

@@ -220,6 +220,7 @@ def test_a_tokenizer_that_glues_two_texts_reads_no_pairs(tmp_path: Path) -> None
         (b"\xff\xfe", "must be a readable file"),
         (b"{% for m in messages %}", "must be a Jinja template of messages"),
         (b"{{ raise_exception('no user') }}", "must be a Jinja template of messages"),
+        (b"{{ messages + 1 }}", "must be a Jinja template of messages"),
     ],
 )
 def test_a_template_that_is_none_is_refused_before_the_weights(
