@@ -1,9 +1,11 @@
-"""What comes from elsewhere, made fit to be read and to be shown."""
+"""What comes from elsewhere: text, made fit to be read and to be shown; functions and classes, found by their path."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +37,33 @@ def object_of(path: Path) -> dict[str, Any]:
         hint = "a pointer of Git LFS (git lfs pull)" if lfs else repr(text[:40])
         raise UserError(f"{path}: must hold a JSON object, got {hint}")
     return value
+
+
+def imported(target: str, key: str) -> Any:
+    """What an import path of the user's leads to.
+
+    Raises: UserError that begins with `key` (such as mix.sources.mine) if nothing can be imported there.
+    """
+    rule = f"{key}.target must be the import path of a function or class, got {target!r}"
+    module, _, name = target.rpartition(".")
+    if not module:
+        raise UserError(f"{rule}, which has no module")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a module of the user's raises
+        reason = " ".join(str(error).split())
+        raise UserError(f"{rule} ({type(error).__name__}: {reason})") from error
+
+
+def made(cls: Any, target: str, args: Mapping[str, Any], key: str) -> Any:
+    """The instance of a class of the user's.
+
+    Raises: UserError that begins with `key` if the class does not take `args`, or raises anything itself.
+    """
+    try:
+        return cls(**args)
+    except Exception as error:  # likewise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{key}.args must be what {target} takes, got {dict(args)!r} ({reason})"
+        ) from error

@@ -81,14 +81,14 @@ def _with_files(value: Any) -> Any:
         return [_with_files(item) for item in value]
     if not isinstance(value, str) or not value:
         return value
-    path = Path(value)
     try:
+        path = Path(value).expanduser()
         if path.is_file():
             return {"file": path.name, "sha256": sha256_file(path)}
         # a word that happens to be a folder's name here is a word, as are / and ..
         if "/" in value and path.name not in ("", "..") and path.is_dir():
-            return {"folder": path.name, "sha256": _tree(value)}
-    except OSError:  # a text too long for a name
+            return {"folder": path.name, "sha256": _tree(str(path))}
+    except (OSError, RuntimeError):  # a text too long for a name, or ~nobody
         pass
     return value
 

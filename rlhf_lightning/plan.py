@@ -192,7 +192,8 @@ class Planner:
         parents = self._given("policy", init.policy, key, ("pretrain", "sft", "ppo"))
         if init.policy is None and self.root.model.path is None:
             parents["policy"] = self.ppo(self.root.pipeline.rounds)
-        parents |= self._given("reward", init.reward, "generate.init.reward", ("reward",))
+        judge, key = self.root.reward.model, "generate.init.reward"
+        parents |= self._given("reward", init.reward, key, ("reward",), judge)
         place = Path(self.root.output or "/dev/stdout")
         return replace(self._plan("generate", parents), folder=place)
 
@@ -284,6 +285,8 @@ class Planner:
                 source.pop("keep_repeats")  # runs from before it have the same records
             if source["path"] is not None:  # the file's sha256 counts, not its place
                 source["path"] = Path(source["path"]).name
+            if source["hub"] is not None and Path(source["hub"]).is_dir():  # likewise its rows'
+                source["hub"] = Path(source["hub"]).name
         identity = {
             "format_version": FORMAT_VERSION,
             task: node,

@@ -168,7 +168,9 @@ def test_the_default_source_leaves_identities_as_they_are_and_another_changes_pp
     assert {p.task for p in known if run_hash(p.identity) != default[p.task]} == {"evaluate"}
 
 
-def test_files_and_folders_of_parts_count_by_their_content(tmp_path: Path) -> None:
+def test_files_and_folders_of_parts_count_by_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def hash_of(*overrides: str) -> str:
         return run_hash(planner(*overrides).ppo().identity)
 
@@ -180,6 +182,8 @@ def test_files_and_folders_of_parts_count_by_their_content(tmp_path: Path) -> No
     path = "reward_source.parts.function.args.path"
     first, moved = (hash_of(*function, f"{path}={tmp_path / n}/lexicon.txt") for n in ("a", "b"))
     assert first == moved
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hash_of(*function, f"{path}='~/a/lexicon.txt'") == first
     (tmp_path / "b" / "lexicon.txt").write_text("good\t2.0\n")
     assert hash_of(*function, f"{path}={tmp_path / 'b'}/lexicon.txt") != first
     places = (
@@ -237,6 +241,8 @@ def test_a_reward_model_of_another_size_is_held_to_its_own_context(tmp_path: Pat
     given = [f"ppo.init.reward={folder}", "model@reward.model=small", "ppo.max_prompt_tokens=64"]
     fits = planner(*given, "reward.model.context_length=128", "model.context_length=200").ppo()
     assert isinstance(fits.parents["reward"], Artifact)  # the policy's 200 are not asked of it
+    speaks = [f"generate.init.reward={folder}", *given[1:], "reward.model.context_length=128"]
+    planner("task=generate", "prompt=Hi", *speaks, "model.context_length=200").generate()
     with pytest.raises(
         UserError,
         match=r"^reward.model.context_length must be <= 128, the context of ppo.init.reward=.*, got 256$",

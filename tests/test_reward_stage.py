@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlhf_lightning import compose
 from rlhf_lightning.config import RewardConfig
+from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.tasks import reward as stage
 from rlhf_lightning.tasks.reward_metrics import Judged, split_metrics
 from tests.harness import json_lines, only, rlhf_here
@@ -160,7 +161,7 @@ def test_bias_and_gain_come_from_as_many_demonstrations_as_are_asked_for(
     spoken = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     taken: list[int] = []
     mixture = SimpleNamespace(
-        kinds=["demonstration"],
+        has=lambda _: True,
         size=lambda *_: 5,
         records=lambda kind, split, count: taken.append(count) or [spoken] * count,
     )
@@ -173,6 +174,17 @@ def test_bias_and_gain_come_from_as_many_demonstrations_as_are_asked_for(
     expected = 1 / statistics.stdev(scores[:used]) if used > 1 else 1.0
     assert model.config.reward_gain == pytest.approx(expected)
     assert len(said) == (used == 1)
+
+
+def test_without_demonstrations_for_training_the_bias_stays_zero() -> None:
+    """A source of weight 0 was found too late: the training was done, and lost."""
+    said: list[str] = []
+    root = compose.check(compose.compose(["experiment=debug", "mix.weights.world=0"]))
+    job = SimpleNamespace(mixture=Mixture(root.mix, 0), root=root, say=said.append)
+    model = SimpleNamespace(config=SimpleNamespace())
+    stage.calibrate(cast("Any", job), cast("Any", model), cast("Any", None))
+    assert (model.config.reward_bias, model.config.reward_gain) == (0.0, 1.0)
+    assert said == ["no demonstrations for training in the mix: the reward's bias stays 0"]
 
 
 def test_calibration_error_is_of_the_probabilities_that_were_trained() -> None:

@@ -83,6 +83,11 @@ class RewardConfig:
     checkpoint_every: int = 25
     """Optimizer steps between checkpoints; no part of a run's identity. Nano."""
 
+    @property
+    def context_key(self) -> str:
+        """The setting that says how much the reward model reads at once."""
+        return f"{'model' if self.model is None else 'reward.model'}.context_length"
+
     def __post_init__(self) -> None:
         require(
             self.completions in ("policy", "speakers"),

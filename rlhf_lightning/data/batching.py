@@ -56,6 +56,7 @@ def sft_batches(
         indices = stream.batch(number)
         records = [mixture.record(kind, split, index) for index in indices]
         fitting, counts = _fitting(
+            kind,
             records,
             tokenizer,
             hp.max_length,
@@ -114,7 +115,7 @@ def prompt_batches(
             indices = range(number * texts, (number + 1) * texts)
             documents = [mixture.record("text", "train", start + index) for index in indices]
             length = hp.max_prompt_tokens + hp.max_response_tokens
-            fitting, found = _fitting(documents, tokenizer, length, mixture.over_long)
+            fitting, found = _fitting("text", documents, tokenizer, length, mixture.over_long)
             if number == 0 and not fitting:  # a later batch may lose all
                 raise UserError(
                     "ppo.max_prompt_tokens + ppo.max_response_tokens must be enough for some of the"
@@ -147,7 +148,7 @@ def comparison_batches(
     keeps no pair is dropped whole; with `over_long=cut` both are cut first. Training takes `hp.epochs`
     passes, each in another order, as a `ResumableLoader`; otherwise one pass in the given order, and prompts whose
     completions are all tied stay in.
-    Counts: prompts, prompts_dropped, completions_too_long, comparisons_cut.
+    Counts: prompts, prompts_dropped, completions_too_long, prompts_and_completions_cut.
 
     Raises: UserError if there are no comparisons, or none of the first batch fits.
     """
@@ -164,7 +165,7 @@ def comparison_batches(
         # a later batch may lose all; one of nothing but ties is no fault either: both teach nothing
         if number == 0 and not items and too_long:
             raise UserError(
-                f"model.context_length must be enough for comparisons with their prompts, got {max_length}: "
+                f"{hp.context_key} must be enough for comparisons with their prompts, got {max_length}: "
                 f"none of the {len(chosen)} of the first batch keeps a pair"
             )
         if train:  # micro-batches of like length have little padding; the loss does not depend on the order
@@ -173,7 +174,7 @@ def comparison_batches(
             "prompts": len(items),
             "prompts_dropped": len(chosen) - len(items),
             "completions_too_long": too_long,
-        } | ({"comparisons_cut": cut} if cut else {})
+        } | ({"prompts_and_completions_cut": cut} if cut else {})
         return Counted(collate.collate_comparisons(items, _pad(tokenizer)), counts)
 
     return _loader(make_batch, len(stream), resumable=train, prefetch=prefetch)
@@ -221,6 +222,7 @@ def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _fitting(
+    kind: str,
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -229,7 +231,7 @@ def _fitting(
     max_reply_tokens: int | None = None,
 ) -> tuple[list[collate.Encoded], dict[str, int]]:
     """The encoded records, without (or with a cut form of) those that are too long, and how many were."""
-    text = bool(records) and "text" in records[0]
+    text = kind == "text"  # a demonstration may have a column `text` beside its messages
     given = [record["text" if text else "messages"] for record in records]
     encode: Any = collate.encode_texts if text else collate.encode_demonstrations
     encoded = encode(tokenizer, given, max_length)

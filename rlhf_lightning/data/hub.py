@@ -78,9 +78,12 @@ class _ArrowRows:
         if len(self._table) == 0:
             raise UserError(f"{self._name}: must hold at least one record, got an empty dataset")
         for number, given in enumerate(self._table):
-            row = present(given, self._texts)
-            self.digest.update(line_of(row))
-            yield f"{self._name}[{number}]", (0, number, 0), row
+            where, row = f"{self._name}[{number}]", present(given, self._texts)
+            try:
+                self.digest.update(line_of(row))
+            except ValueError as error:
+                raise UserError(f"{where}: must be text, numbers and lists, got {error}") from None
+            yield where, (0, number, 0), row
 
     def read(self, file: int, start: int, length: int) -> Any:
         return present(self._table[start], self._texts)

@@ -109,7 +109,7 @@ def settle(
 
 
 def splits_of(keys: np.ndarray, rules: Rules) -> np.ndarray:
-    """Index into SPLITS for each 64-bit key, as `records.split_of` has it."""
+    """Index into SPLITS for each 64-bit key: read as a number in [0, 1), it falls into test, validation or train."""
     uniform = keys.astype(np.float64)
     uniform /= 2.0**64
     splits = np.zeros(len(keys), np.int8)

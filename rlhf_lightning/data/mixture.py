@@ -14,7 +14,7 @@ from rlhf_lightning.config import MixConfig
 from rlhf_lightning.data.adapted import AdaptedSource
 from rlhf_lightning.data.records import Record, validate
 from rlhf_lightning.data.screen import Screen, held_out_keys
-from rlhf_lightning.data.source import Source, build_source
+from rlhf_lightning.data.source import Source, build_source, verdict
 from rlhf_lightning.data.turns import Member, Turns
 from rlhf_lightning.errors import UserError
 
@@ -47,10 +47,6 @@ class Mixture:
         self._turns = lru_cache(maxsize=None)(self._find_turns)
         self._order = lru_cache(maxsize=16)(self._make_order)
         self._started_over = lru_cache(maxsize=None)(self._say_started_over)
-
-    @property
-    def kinds(self) -> frozenset[str]:
-        return frozenset(kind for name in self.sources for kind in self.kinds_of(name))
 
     @property
     def over_long(self) -> str:
@@ -91,6 +87,14 @@ class Mixture:
         sizes = [m.size if m.cap is None else m.cap for m in self._turns(kind, split).members]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
+    def has(self, kind: str, split: str = "train") -> bool:
+        """Whether there are such records: some source of a weight above 0 has them."""
+        return any(
+            self._weight(name) > 0 and self.size_of(name, kind, split) != 0
+            for name in self.sources
+            if kind in self.kinds_of(name)
+        )
+
     def record(self, kind: str, split: str, index: int) -> Record:
         """The mixture's record at `index` (any index: finite sources start over), with its "source".
 
@@ -108,8 +112,7 @@ class Mixture:
 
     def kinds_of(self, name: str) -> frozenset[str]:
         """The kinds of a source that are used."""
-        wanted = self._config.sources[name].kinds
-        return frozenset(kind for kind in self.sources[name].kinds if wanted.get(kind, True))
+        return self._used(name, self.sources[name])
 
     def size_of(self, name: str, kind: str, split: str) -> int | None:
         """Records of one source that the mix may give; None if they are endless."""
@@ -128,7 +131,8 @@ class Mixture:
     def gold(self, record: Mapping[str, Any], response: str) -> Any:
         """The source's gold score of a response; None where it has none."""
         hook = self._hook(record, "gold")
-        return hook(record.get("meta", {}), response) if hook else None
+        found = hook(record.get("meta", {}), response) if hook else None
+        return None if found is None else verdict(found, f"mix.sources.{record['source']}")
 
     def rank(
         self, record: Mapping[str, Any], completions: Sequence[str], *, split: str, index: int
@@ -166,7 +170,11 @@ class Mixture:
     @property
     def ranks_prompts(self) -> bool:
         """Whether every source of prompts has labelers who rank completions."""
-        having = [s for name, s in self.sources.items() if "prompt" in self.kinds_of(name)]
+        having = [
+            source
+            for name, source in self.sources.items()
+            if "prompt" in self.kinds_of(name) and self._weight(name) > 0
+        ]
         return all(hasattr(source, "rank") for source in having)
 
     def labeler_agreement(self) -> float | None:
@@ -192,7 +200,7 @@ class Mixture:
             if configs[name].target is not None
         }
         reads = {name: partial(_checked, name, source) for name, source in own.items()}
-        kept = [held_out_keys(frozenset(s.kinds), s.size, reads[n]) for n, s in own.items()]
+        kept = [held_out_keys(self._used(n, s), s.size, reads[n]) for n, s in own.items()]
         exclude = np.unique(np.concatenate(kept)) if kept else None
         sources = dict(own)
         for name in sorted(configs.keys() - own.keys()):
@@ -201,7 +209,7 @@ class Mixture:
             kept.append(source.held_out_keys())
         for name, source in own.items():
             self._screens[name] = Screen(
-                frozenset(source.kinds),
+                self._used(name, source),
                 source.size,
                 reads[name],
                 banned=np.unique(np.concatenate(kept)),
@@ -209,6 +217,13 @@ class Mixture:
                 key=name,
             )
         return {name: sources[name] for name in sorted(sources)}
+
+    def _used(self, name: str, source: Source) -> frozenset[str]:
+        wanted = self._config.sources[name].kinds
+        return frozenset(kind for kind in source.kinds if wanted.get(kind, True))
+
+    def _weight(self, name: str) -> float:
+        return self._config.weights.get(name, 1.0)
 
     def _find_turns(self, kind: str, split: str) -> Turns:
         return Turns(self._find_members(kind, split), partial(self._rng, kind, split))
@@ -220,7 +235,7 @@ class Mixture:
                 f"{n} has {', '.join(sorted(self.kinds_of(n))) or 'nothing'}" for n in self.sources
             )
             raise UserError(f"mix.sources: no source has {_plural(kind)} ({seen})")
-        weights = {name: self._config.weights.get(name, 1.0) for name in having}
+        weights = {name: self._weight(name) for name in having}
         sizes = {name: self.size_of(name, kind, split) for name in having}
         members = [
             Member(n, sizes[n], weights[n], self._cap(n, sizes[n], split))

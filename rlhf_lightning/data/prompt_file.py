@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from rlhf_lightning.data.formats.own import prompt_messages
 from rlhf_lightning.data.records import Record, validate
 from rlhf_lightning.errors import UserError
 
@@ -71,8 +72,9 @@ def prompt_row(record: Any, *, index: int, where: str) -> PromptRow:
         if isinstance(messages, list) and messages and _role(messages[-1]) == "assistant":
             messages, left_out = messages[:-1], True
         found["prompt"] = messages
-    if isinstance(found.get("prompt"), str):
-        found["prompt"] = [{"role": "user", "content": found["prompt"]}]
+    prompt = found.get("prompt")
+    if isinstance(prompt, str):
+        found["prompt"] = prompt_messages(prompt, where)
     if "prompt" not in found:
         raise UserError(f"{where}: must have the key prompt or messages, got {sorted(found)}")
     found.pop("completions", None)  # of a comparison only the prompt is wanted

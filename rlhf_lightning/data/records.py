@@ -115,14 +115,6 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def split_of(key: str, *, validation_fraction: float, test_fraction: float) -> str:
-    """The split of a prompt: a hash of its key, uniform in [0, 1), falls into test, validation or train."""
-    uniform = key_hash(key) / 2**64
-    if uniform < test_fraction:
-        return "test"
-    return "validation" if uniform < test_fraction + validation_fraction else "train"
-
-
 def pairs_of(record: Mapping[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
     """All (winner, loser) pairs of a comparison and the rank distance of each.
 

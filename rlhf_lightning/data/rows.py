@@ -10,8 +10,11 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
+from uuid import UUID
 
 from rlhf_lightning.data.sentences import chunks
 from rlhf_lightning.errors import UserError
@@ -260,13 +263,17 @@ def present(row: dict[str, Any], texts: Collection[str]) -> dict[str, Any]:
 def line_of(record: object) -> bytes:
     """One line of JSON. Bytes are read as UTF-8: some writers of Parquet do not say that a column is text.
 
-    Raises: UnicodeDecodeError if they are not.
+    Raises: ValueError (UnicodeDecodeError) for what has no text: other bytes, an image.
     """
     return json.dumps(record, default=_plain).encode() + b"\n"
 
 
 def _plain(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, date | time | timedelta | Decimal | UUID):
+        return str(value)
+    raise ValueError(f"a value of type {type(value).__name__}, which is no text")
 
 
 def parse(line: bytes, where: str) -> Any:

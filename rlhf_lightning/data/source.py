@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Collection
+from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from rlhf_lightning.data.hub import HubDataset, HubSource
 from rlhf_lightning.data.index import Rules
 from rlhf_lightning.data.records import KINDS, Record
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.foreign import imported, made
 
 
 class Source(Protocol):
@@ -24,7 +26,8 @@ class Source(Protocol):
 
     Optional members, used where they exist:
 
-        gold(meta, response) -> gold score, or None     the truth about a response, never shown to training
+        gold(meta, response) -> gold score, or None     the truth about a response, never shown to training:
+                                                        a number, or `total` (and helpful, truthful, harmless)
         rank(record, completions, *, split, index) -> ranks (0 = best), or None     a simulated labeler
         reworded(record) -> the same request in other words, or None
         answer_items(meta, response) -> what it asserts, comparable with ==, or None
@@ -47,6 +50,24 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Total:
+    """A gold score without parts."""
+
+    total: float
+
+
+def verdict(found: Any, key: str) -> Any:
+    """A source's gold score as an object with `total`. Raises: UserError if it is neither such a one nor a number."""
+    if isinstance(found, Real):
+        return Total(float(found))
+    if not hasattr(found, "total"):
+        raise UserError(
+            f"{key}: gold must return a number, an object with `total` or None, got {found!r:.80}"
+        )
+    return found
+
+
 def build_source(
     name: str, config: SourceConfig, mix: MixConfig, exclude: np.ndarray | None = None
 ) -> Source:
@@ -67,14 +88,16 @@ def build_source(
         raise UserError(
             f"{key}.format, dialogue_turns and keep_repeats must be those of path or hub, got target"
         )
-    factory = _import(str(config.target), f"{key}.target")
+    factory = imported(str(config.target), key)
+    if not callable(factory):
+        raise UserError(f"{key}.target must be an importable class, got {config.target!r}")
     try:
         inspect.signature(factory).bind(**config.args)
     except TypeError as error:
         raise UserError(
             f"{key}.args must fit {config.target}, got {config.args} ({error})"
         ) from None
-    source = factory(**config.args)
+    source = made(factory, str(config.target), config.args, key)
     wrong = set(getattr(source, "kinds", ())) - set(KINDS)
     missing = [m for m in ("kinds", "size", "record") if not hasattr(source, m)]
     if missing or wrong:
@@ -119,15 +142,4 @@ def _path(key: str, path: str, root: str | None) -> Path:
                 f"{key}.path must be a file or folder under mix.root={root or 'null'}, got {path!r}: "
                 f"nothing at {found.absolute()}"
             )
-    return found
-
-
-def _import(path: str, key: str) -> Any:
-    module, _, attribute = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute) if module else None
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{key} must be an importable class, got {path!r} ({error})") from None
-    if not callable(found):
-        raise UserError(f"{key} must be an importable class, got {path!r}")
     return found

@@ -34,7 +34,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_lightning.evaluation.samples import ModelSamples
+from rlhf_lightning.evaluation.samples import GOLD_PARTS, ModelSamples
 from rlhf_lightning.evaluation.text import distinct_n, repeated_phrase_rate
 
 Z95 = 1.959964
@@ -148,11 +148,9 @@ def _gold_means(samples: ModelSamples) -> dict[str, float | None]:
     gold = samples.gold
     if gold is None:
         return {}
-    return {
-        "gold_score": _mean([g.total for g in gold]),
-        "helpful": _mean([g.helpful for g in gold]),
-        "truthful": _mean([g.truthful for g in gold]),
-        "harmless": _mean([g.harmless for g in gold]),
+    parts = [part for part in GOLD_PARTS if all(hasattr(verdict, part) for verdict in gold)]
+    return {"gold_score": _mean([verdict.total for verdict in gold])} | {
+        part: _mean([getattr(verdict, part) for verdict in gold]) for part in parts
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.evaluation.page import inline, render_page
-from rlhf_lightning.evaluation.samples import ModelSamples
+from rlhf_lightning.evaluation.samples import GOLD_PARTS, ModelSamples
 from rlhf_lightning.runs.files import write_text
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Turn:
     prompt: list[dict[str, str]]
     """Messages."""
     answers: dict[str, dict[str, Any]]
-    """Model → {"response", and where known "gold" {"helpful", "truthful", "harmless", "total"}, "score", "kl_k1"}."""
+    """Model → {"response", and where known "gold" {"total", of GOLD_PARTS what there is}, "score", "kl_k1"}."""
 
 
 @dataclass
@@ -121,7 +121,7 @@ def _answer(samples: ModelSamples, row: int) -> dict[str, Any]:
     answer: dict[str, Any] = {"response": samples.responses[row]}
     if samples.gold is not None:
         gold = samples.gold[row]
-        answer["gold"] = {p: getattr(gold, p) for p in ("total", "helpful", "truthful", "harmless")}
+        answer["gold"] = {p: getattr(gold, p) for p in ("total", *GOLD_PARTS) if hasattr(gold, p)}
     for name in ("scores", "kl_k1"):
         values = getattr(samples, name)
         if values is not None:

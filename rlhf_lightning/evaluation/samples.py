@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
+GOLD_PARTS = ("helpful", "truthful", "harmless")
+"""What a verdict may have beside its total."""
+
 
 class Gold(Protocol):
-    """The gold judge's verdict of one response, each part in [0, 1]."""
+    """The gold judge's verdict of one response; it may have GOLD_PARTS too."""
 
-    @property
-    def helpful(self) -> float: ...
-    @property
-    def truthful(self) -> float: ...
-    @property
-    def harmless(self) -> float: ...
     @property
     def total(self) -> float: ...
 

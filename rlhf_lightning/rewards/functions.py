@@ -5,13 +5,13 @@ Nothing here imports torch: it is done before anything is loaded, and what is wr
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.foreign import imported, made
 
 Function = Callable[..., float]
 
@@ -22,12 +22,12 @@ def load_function(target: str, args: Mapping[str, Any], *, key: str) -> Function
     Raises: UserError that begins with `key` (such as reward_source.parts.mine) if there is nothing at `target`, it does
     not take `args`, or it cannot be called as f(prompt, response).
     """
-    found = _imported(target, key)
+    found = imported(target, key)
     if not callable(found):
         raise UserError(f"{key}.target must be a function or a class, got {target!r}")
     function: Any = partial(found, **args)
     if inspect.isclass(found):
-        function = _made(found, target, args, key)
+        function = made(found, target, args, key)
     _require_two_texts(function, target, args, key)
     return function
 
@@ -47,28 +47,6 @@ def call_function(
     """The score of one response, by a function that may or may not want the record."""
     named = {"record": record} if wants_record(function) else {}
     return float(function(prompt, response, **named))
-
-
-def _imported(target: str, key: str) -> Any:
-    rule = f"{key}.target must be the import path of a function or class, got {target!r}"
-    module, _, name = target.rpartition(".")
-    if not module:
-        raise UserError(f"{rule}, which has no module")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever a module of the user's raises
-        reason = " ".join(str(error).split())
-        raise UserError(f"{rule} ({type(error).__name__}: {reason})") from error
-
-
-def _made(cls: Any, target: str, args: Mapping[str, Any], key: str) -> Any:
-    try:
-        return cls(**args)
-    except Exception as error:  # likewise
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{key}.args must be what {target} takes, got {dict(args)!r} ({reason})"
-        ) from error
 
 
 def _require_two_texts(function: Any, target: str, args: Mapping[str, Any], key: str) -> None:

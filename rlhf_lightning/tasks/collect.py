@@ -68,13 +68,13 @@ def _spoken(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
     """The sources' own comparisons."""
     size = job.mixture.size("comparison", split)
     count = count if size is None else min(count, size)
-    start = job.prompt_start() if split == "train" else 0
+    start = job.round_start("comparison") if split == "train" else 0
     return job.mixture.records("comparison", split, count, start=start)
 
 
 def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
     hp, tokenizer = job.root.reward, parent_tokenizer(job, "policy")
-    start = job.prompt_start() if split == "train" else 0
+    start = job.round_start("prompt") if split == "train" else 0
     prompts = first_prompts(
         job.mixture,
         tokenizer,

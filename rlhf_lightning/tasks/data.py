@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -58,7 +57,7 @@ def run(plan: StagePlan, mixture: Mixture, stop: Stop) -> dict[str, float]:
         title=f"Data of mix {root.mix.name}",
         parts=parts,
         over_long=root.mix.over_long,
-        removed=list(removed_by(mixture)),
+        removed=list(mixture.counts().items()),
         rows=shown_rows(
             mixture,
             tokenizer,
@@ -173,31 +172,16 @@ def _share(
 
 def limits_of(root: RootConfig) -> Limits:
     """Kind → quantity → the setting that says how long it may be in training, and its value."""
-    reads = "model" if root.reward.model is None else "reward.model"
     judge = root.reward.model or root.model
     demonstration = {"whole": ("sft.max_length", root.sft.max_length)}
     if root.sft.max_reply_tokens is not None:
         demonstration["reply"] = ("sft.max_reply_tokens", root.sft.max_reply_tokens)
     return {
         "demonstration": demonstration,
-        "comparison": {"whole": (f"{reads}.context_length", judge.context_length)},
+        "comparison": {"whole": (root.reward.context_key, judge.context_length)},
         "prompt": {"prompt": ("ppo.max_prompt_tokens", root.ppo.max_prompt_tokens)},
         "text": {"text": ("pretrain.max_length", root.pretrain.max_length)},
     }
-
-
-def removed_by(mixture: Mixture) -> Iterator[tuple[str, Any]]:
-    """What the mix says it left out, as dotted names with numbers; nothing if it does not say."""
-    counts: Any = getattr(mixture, "counts", None)
-    yield from _flat(counts() if callable(counts) else counts or {}, "")
-
-
-def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, Mapping):
-        yield prefix, tree
-        return
-    for key, value in tree.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _batches(mixture: Mixture, key: tuple[str, str, str], count: int) -> Iterator[list[Record]]:

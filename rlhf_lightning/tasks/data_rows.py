@@ -21,7 +21,6 @@ from rlhf_lightning.data.encode import (
 )
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.records import KINDS, Record
-from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation.data_report import Piece, ShownRow, ShownText
 from rlhf_lightning.tasks.data_survey import NO_LIMIT
 
@@ -69,11 +68,8 @@ def _shares(rows: int, sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _sizes(mixture: Mixture, records: int) -> Iterator[tuple[str, int]]:
-    for kind in (kind for kind in KINDS if kind in mixture.kinds):
-        try:
-            size = mixture.size(kind, "train")
-        except UserError:  # none in the training split
-            continue
+    for kind in (kind for kind in KINDS if mixture.has(kind)):
+        size = mixture.size(kind, "train")
         yield kind, records if size is None else size
 
 

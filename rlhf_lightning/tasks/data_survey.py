@@ -87,7 +87,7 @@ class Survey:
         return set(found[counts > 1].tolist())
 
     def _texts(self, record: Record) -> None:
-        texts = texts_of(record)
+        texts = texts_of(self.kind, record)
         self._exact.append(digest(texts))
         self._near.append(digest([" ".join(t.casefold().split()) for t in texts]))
         self.prompts.append(digest([prompt_key(prompt_of(record))]))
@@ -126,11 +126,11 @@ class Survey:
         self.comparisons.alike, self.comparisons.labels = alike, labels
 
 
-def texts_of(record: Record) -> list[str]:
+def texts_of(kind: str, record: Record) -> list[str]:
     """All that a record says, without its labels."""
-    if "text" in record:
+    if kind == "text":
         return [record["text"]]
-    messages = record["messages"] if "messages" in record else record["prompt"]
+    messages = record["messages" if kind == "demonstration" else "prompt"]
     said = [f"{message['role']}: {message['content']}" for message in messages]
     return said + list(record.get("completions", []))
 

@@ -124,10 +124,11 @@ class Job:
 
         logging.getLogger("rlhf_lightning").info("%s: %s", self.task, message)
 
-    def prompt_start(self) -> int:
-        """The first training prompt of this round: rounds of an endless source never see the same ones, those of a
-        finite one begin elsewhere in it."""
-        return (self.round - 1) * 2**24
+    def round_start(self, kind: str) -> int:
+        """The first training record of this round: rounds of an endless mix never see the same ones, those of a finite
+        one begin a pass of their own."""
+        start, size = (self.round - 1) * 2**24, self.mixture.size(kind, "train")
+        return start if size is None else -(-start // size) * size
 
 
 def seed_of(seed: int, task: str, round_: int, purpose: str) -> int:
@@ -160,12 +161,12 @@ def own_tokenizer(model: ModelConfig, mixture: Mixture) -> PreTrainedTokenizerFa
 def _texts(mixture: Mixture) -> Iterator[str]:
     """Text to train a tokenizer on, of this seed's order."""
     texts = ()
-    if "text" in mixture.kinds:
+    if mixture.has("text"):
         texts = (r["text"] for r in _some(mixture, "text"))
     spoken: Iterable[str] = ()
-    if "demonstration" in mixture.kinds:
+    if mixture.has("demonstration"):
         spoken = (m["content"] for r in _some(mixture, "demonstration") for m in r["messages"])
-    elif not texts and "comparison" in mixture.kinds:  # a reward model of rankings alone
+    elif not texts and mixture.has("comparison"):  # a reward model of rankings alone
         spoken = (t for r in _some(mixture, "comparison") for t in _texts_of(r))
     return chain(texts, spoken)
 

@@ -46,7 +46,7 @@ def run(job: Job) -> dict[str, float]:
         length = hp.max_prompt_tokens + hp.max_response_tokens
         key = "ppo.max_prompt_tokens + ppo.max_response_tokens"
         require_packable(policy, length=length, key=key, unless="ppo.ptx.coef=0")
-    train = prompt_batches(job.mixture, tokenizer, hp=hp, start=job.prompt_start())
+    train = prompt_batches(job.mixture, tokenizer, hp=hp, start=job.round_start("prompt"))
     fixed = first_prompts(
         job.mixture,
         tokenizer,

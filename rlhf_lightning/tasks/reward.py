@@ -46,7 +46,7 @@ def run(job: Job) -> dict[str, float]:
     length = job.root.model.context_length
     if hp.share_prompt:  # a row then holds all completions of a prompt
         unless = "reward.share_prompt=false"
-        require_packable(model, length=length, key="model.context_length", unless=unless)
+        require_packable(model, length=length, key=hp.context_key, unless=unless)
     add_trained_adapter(job, model, hp.lora, purpose=_of_member(job, "adapter"))
     found = _comparisons(job)
     train, held_out = found["train"], {s: found[s] for s in ("validation", "test")}
@@ -80,7 +80,9 @@ def run(job: Job) -> dict[str, float]:
             "reward/prompts": float(len(train)),
             "reward/completions": float(sum(len(r["completions"]) for r in train)),
             "reward/completions_too_long": float(loaders[0].counts["completions_too_long"]),
-            "reward/comparisons_cut": float(loaders[0].counts["comparisons_cut"]),
+            "reward/prompts_and_completions_cut": float(
+                loaders[0].counts["prompts_and_completions_cut"]
+            ),
             "reward/prompts_dropped": float(loaders[0].counts["prompts_dropped"]),
             "reward/parameters": float(parameters_of(model)),
             "reward/bias": float(model.config.reward_bias),  # type: ignore[union-attr]
@@ -146,8 +148,8 @@ def _in_order(job: Job, records: StoredRecords) -> Sequence[Record]:
 def calibrate(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Set bias (and gain) in the model's config so that demonstrations score 0 on average [I]."""
     model.config.reward_bias, model.config.reward_gain = 0.0, 1.0
-    if "demonstration" not in job.mixture.kinds:
-        job.say("no demonstrations in the mix: the reward's bias stays 0")
+    if not job.mixture.has("demonstration"):
+        job.say("no demonstrations for training in the mix: the reward's bias stays 0")
         return
     size = job.mixture.size("demonstration", "train")
     asked = job.root.reward.calibration_demonstrations
@@ -158,7 +160,7 @@ def calibrate(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
     ]
     judged = scored(job, model, tokenizer, spoken, what="demonstrations")
     if not judged:
-        job.say("no demonstration fits model.context_length: the reward's bias stays 0")
+        job.say(f"no demonstration fits {job.root.reward.context_key}: the reward's bias stays 0")
         return
     scores = torch.cat([found for _, found in judged])
     model.config.reward_bias = scores.mean().item()

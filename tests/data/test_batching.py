@@ -50,6 +50,17 @@ def test_an_endless_source_repeats_the_same_examples_in_each_epoch(tokenizer):
     assert len(set(first)) == 12
 
 
+def test_a_demonstration_with_a_column_of_text_is_learned_from_its_messages(tokenizer, monkeypatch):
+    mix = mixture()
+    plain = mix.sources["a"].record
+    monkeypatch.setattr(
+        mix.sources["a"], "record", lambda *place: plain(*place) | {"text": "rendered elsewhere"}
+    )
+    batch = next(iter(sft(tokenizer, mix, kind="demonstration", examples=4)))
+    assert "rendered" not in " ".join(said(tokenizer, batch))
+    assert 0 < int(batch.loss_mask.sum()) < int((batch.documents > 0).sum())  # of the answer alone
+
+
 def test_what_is_too_long_is_dropped_and_counted(tokenizer):
     loader = sft(tokenizer, mixture(long_every=4), examples=20, global_batch_size=10)
     assert sum(len(said(tokenizer, batch)) for batch in loader) == 15

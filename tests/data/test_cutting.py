@@ -204,7 +204,12 @@ def test_comparisons_are_cut_for_the_reward_model(tokenizer):
     for over_long, counts in (
         (
             "cut",
-            {"prompts": 1, "prompts_dropped": 0, "completions_too_long": 0, "comparisons_cut": 1},
+            {
+                "prompts": 1,
+                "prompts_dropped": 0,
+                "completions_too_long": 0,
+                "prompts_and_completions_cut": 1,
+            },
         ),
         ("drop", None),
     ):

@@ -79,11 +79,28 @@ def test_a_million_rows_take_constant_memory():
 def test_hooks_go_to_the_source_of_the_record():
     mix = mixture({"a": numbers(), "plain": SourceConfig(target=f"{HERE}.Plain")})
     record, plain = {"source": "a", "meta": {"x": 1}}, {"source": "plain"}
-    assert mix.gold(record, "four") == 4
+    assert mix.gold(record, "four").total == 4
     assert mix.rank(record, ["ab", "a"], split="test", index=0) == [2, 1]
     assert mix.reworded(record) is None
     assert mix.gold(plain, "x") is None is mix.rank(plain, ["a"], split="test", index=0)
     assert mix.gold({"text": "from nowhere"}, "x") is None
+
+
+def test_a_gold_score_is_a_number_or_has_a_total(monkeypatch):
+    mix = mixture({"a": numbers()})
+    monkeypatch.setattr(mix.sources["a"], "gold", lambda meta, response: {"score": 1})
+    with pytest.raises(
+        UserError,
+        match=r"^mix.sources.a: gold must return a number, an object with `total` or None, got {'score': 1}$",
+    ):
+        mix.gold({"source": "a"}, "x")
+
+
+def test_a_source_of_weight_zero_has_nothing():
+    mix = mixture({"a": numbers(), "b": numbers(kinds=("prompt",))}, a=0)
+    assert [kind for kind in KINDS if mix.has(kind)] == ["prompt"]
+    both = {"a": numbers(), "plain": SourceConfig(target=f"{HERE}.Plain")}  # plain has no labelers
+    assert [mixture(both, **{name: 0}).ranks_prompts for name in both] == [False, True]
 
 
 def test_identity_holds_the_sha256_of_files(tmp_path):
@@ -128,12 +145,12 @@ def test_the_world_has_all_kinds_truth_labelers_and_rewordings():
         (
             {"a": SourceConfig(target="json.Nothing")},
             {},
-            r"mix.sources.a.target must be an importable class, got 'json.Nothing'",
+            r"mix.sources.a.target must be the import path of a function or class, got 'json.Nothing'",
         ),
         (
             {"a": SourceConfig(target="nothing_here.X")},
             {},
-            r"mix.sources.a.target must be an importable class, got 'nothing_here.X'",
+            r"mix.sources.a.target must be the import path of a function or class, got 'nothing_here.X'",
         ),
         (
             {"a": SourceConfig(target=f"{HERE}.Numbers", keep_repeats=True)},
@@ -147,6 +164,15 @@ def test_the_world_has_all_kinds_truth_labelers_and_rewordings():
             r"mix.sources.a.target must be a Source .* got no kinds, size, record",
         ),
         ({"a": numbers(kinds=("story",))}, {}, r"must be a Source .* got kinds \['story'\]"),
+        (
+            {
+                "a": SourceConfig(
+                    target="rlhf_lightning.data.world.source.WorldSource", args={"labelers": "ada"}
+                )
+            },
+            {},
+            r"^mix.sources.a.args must be what .*WorldSource takes, got {'labelers': 'ada'} \('str' object has",
+        ),
         (
             {"a": SourceConfig(target=f"{HERE}.Numbers", limit=0)},
             {},

@@ -19,6 +19,7 @@ REPLY = {"role": "assistant", "content": "Owl."}
     ("record", "prompt", "left_out"),
     [
         ({"prompt": "Name a bird."}, [USER], False),
+        ({"prompt": "\n\nHuman: Name a bird.\n\nAssistant:"}, [USER], False),
         ({"prompt": [USER, REPLY, USER]}, [USER, REPLY, USER], False),
         ({"messages": [USER]}, [USER], False),
         ({"messages": [USER, REPLY]}, [USER], True),

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_lightning.config import MixConfig, SourceConfig
 from rlhf_lightning.data.mixture import Mixture
-from rlhf_lightning.data.records import key_hash, prompt_key, split_key
+from rlhf_lightning.data.records import KINDS, key_hash, prompt_key, split_key
 from rlhf_lightning.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -153,6 +153,9 @@ def test_held_out_prompts_are_for_the_prompt_kind_alone(tmp_path):
         match=r"mix.held_out_prompts must be 0 where a source is endless \(own\), got 0.3",
     ):
         mixture({"own": fixed((0, 9), (9, 10), (10, 11), endless=True)}, held_out_prompts=0.3)
+    off = fixed((0, 9), (9, 10), (10, 11), endless=True)
+    off.kinds = {"demonstration": False, "prompt": False}
+    mixture({"own": off, **sources}, held_out_prompts=0.3)  # it gives no prompts, so it holds none
 
 
 def test_kinds_restrict_a_source(tmp_path):
@@ -163,7 +166,7 @@ def test_kinds_restrict_a_source(tmp_path):
         ),
     }
     mix = mixture(sources)
-    assert mix.kinds == {"demonstration", "prompt"}
+    assert [kind for kind in KINDS if mix.has(kind)] == ["demonstration", "prompt"]
     assert {r["source"] for r in mix.records("prompt", "train", 20)} == {"compared"}
     with pytest.raises(
         UserError,
@@ -259,7 +262,7 @@ def test_what_was_left_out_is_said_once(tmp_path):
 def test_a_relative_path_starts_from_the_root(tmp_path):
     file(tmp_path, "a", map(asked, range(50)))
     mix = mixture({"a": SourceConfig(path="a.jsonl")}, root=str(tmp_path))
-    assert mix.kinds == {"demonstration", "prompt"}
+    assert [kind for kind in KINDS if mix.has(kind)] == ["demonstration", "prompt"]
     missing = rf"mix.sources.a.path must be a file or folder under mix.root={tmp_path}, got 'b.jsonl': nothing at {tmp_path}/b.jsonl"
     with pytest.raises(UserError, match=missing):
         mixture({"a": SourceConfig(path="b.jsonl")}, root=str(tmp_path))
@@ -293,3 +296,26 @@ def test_a_dataset_is_read_like_a_file(tmp_path):
         match=r"mix.sources.a.hub must be a dataset that can be loaded, got '.*owls' \(.*\)",
     ):
         mixture({"a": SourceConfig(hub=str(folder), hub_split="nowhere")})
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ([b"\xff\xfe"], "'utf-8' codec can't decode"),
+        ("image", "a value of type \\w+, which is no text"),
+    ],
+)
+def test_a_dataset_of_something_else_than_text_is_refused_with_its_row(tmp_path, column, reason):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    if column == "image":
+        image = pytest.importorskip("PIL.Image").new("RGB", (2, 2))
+        features = datasets.Features(
+            {"prompt": datasets.Value("string"), "extra": datasets.Image()}
+        )
+        table = datasets.Dataset.from_dict({"prompt": ["a"], "extra": [image]}, features=features)
+    else:
+        table = datasets.Dataset.from_dict({"prompt": ["a"], "extra": column})
+    table.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=rf"\[0\]: must be text, numbers and lists, got {reason}"):
+        mixture({"a": SourceConfig(hub=str(tmp_path))})

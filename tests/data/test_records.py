@@ -1,14 +1,17 @@
 import time
 
+import numpy as np
 import pytest
 
+from rlhf_lightning.data.index import Rules, splits_of
 from rlhf_lightning.data.records import (
+    SPLITS,
     detect_kind,
     keep_completions,
+    key_hash,
     pairs_of,
     prompt_key,
     split_key,
-    split_of,
     validate,
 )
 from rlhf_lightning.errors import UserError
@@ -159,10 +162,15 @@ def test_all_turns_of_a_conversation_share_a_split():
 
 
 def test_split_shares_are_the_fractions():
-    splits = [split_of(str(i), validation_fraction=0.1, test_fraction=0.2) for i in range(10_000)]
+    keys = np.array([key_hash(str(i)) for i in range(10_000)], np.uint64)
+    splits = splits_of(keys, Rules(validation_fraction=0.1, test_fraction=0.2))
     # binomial: sd of a share is at most sqrt(0.2 * 0.8 / 10,000) = 0.004
-    assert abs(splits.count("test") / 10_000 - 0.2) < 0.016
-    assert abs(splits.count("validation") / 10_000 - 0.1) < 0.012
+    assert abs((splits == SPLITS.index("test")).mean() - 0.2) < 0.016
+    assert abs((splits == SPLITS.index("validation")).mean() - 0.1) < 0.012
+    # as a number in [0, 1): test below 0.2, validation below 0.3
+    edges = np.array([0, round(0.19 * 2**64), round(0.21 * 2**64), round(0.31 * 2**64)], np.uint64)
+    found = [SPLITS[i] for i in splits_of(edges, Rules(0.1, 0.2))]
+    assert found == ["test", "test", "validation", "train"]
 
 
 def test_a_million_marks_in_one_word_take_no_time():

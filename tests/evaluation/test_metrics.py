@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from rlhf_lightning.data.source import Total
 from rlhf_lightning.evaluation import metrics as module
 from rlhf_lightning.evaluation.metrics import Reading, model_metrics, win_rates
-from rlhf_lightning.evaluation.samples import ModelSamples
+from rlhf_lightning.evaluation.samples import GOLD_PARTS, ModelSamples
 from tests.evaluation.fake import FakeGold, samples
 
 
@@ -88,6 +89,14 @@ def test_what_was_not_measured_has_no_key() -> None:
         "m/consistency",
         "m/over_refusal",
     } & set(found)
+
+
+def test_a_gold_score_without_parts_is_enough() -> None:
+    given = said("m", [1.0])
+    given.gold = [Total(0.25)]
+    found = model_metrics(given)
+    assert found["m/gold_score"] == 0.25
+    assert not {f"m/{part}" for part in GOLD_PARTS} & set(found)
 
 
 def test_consistency_compares_asserted_answers_only() -> None:

@@ -12,6 +12,7 @@ from rlhf_lightning.config import ModelConfig, RewardConfig, RewardPartConfig
 from rlhf_lightning.data.prompts import Prompt
 from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.tasks.collect import _loaded_as, _ranked, _ranker
+from rlhf_lightning.tasks.job import Job
 
 PROMPT = Prompt(3, [7, 8], {"prompt": [{"role": "user", "content": "Hi"}], "meta": {"best": 5}})
 
@@ -35,6 +36,15 @@ def test_a_score_that_is_no_number_ranks_nothing() -> None:
     assert ranks(of, ["a", "bb"]) == [0, 1]
     with pytest.raises(RunFailed, match=r"^reward.rank_by: prompt 3: the score is nan$"):
         ranks(of, ["a", "", "bb"])
+
+
+@pytest.mark.parametrize(("size", "start"), [(None, 2**24), (450, 37283 * 450), (2**24, 2**24)])
+def test_a_later_round_begins_a_pass_over_a_finite_mix(size: int | None, start: int) -> None:
+    """37283 passes of 450 are the first that reach 2²⁴."""
+    given: Any = SimpleNamespace(round=2, mixture=SimpleNamespace(size=lambda *_: size))
+    assert Job.round_start(given, "prompt") == start
+    given.round = 1
+    assert Job.round_start(given, "prompt") == 0
 
 
 def job(**parts: RewardPartConfig) -> Any:

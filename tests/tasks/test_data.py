@@ -14,7 +14,7 @@ from rlhf_lightning import compose
 from rlhf_lightning.data.tokenizer import train_tokenizer
 from rlhf_lightning.errors import Interrupted, UserError
 from rlhf_lightning.runs import Stop
-from rlhf_lightning.tasks.data import _share, limits_of, removed_by, survey
+from rlhf_lightning.tasks.data import _share, limits_of, survey
 from rlhf_lightning.tasks.data_rows import SHOWN_TOKENS, _shares, pieces, shown_row
 from rlhf_lightning.tasks.data_survey import Survey
 from tests.harness import only, rlhf_here
@@ -196,12 +196,6 @@ def test_what_a_row_does_not_show_is_counted(tokenizer) -> None:
     (text,) = row.texts
     # begin + 2000 + end
     assert (text.tokens, text.hidden, len(text.pieces)) == (2002, 2002 - SHOWN_TOKENS, SHOWN_TOKENS)
-
-
-def test_what_the_mix_removed_is_flattened_if_it_says_so() -> None:
-    told = SimpleNamespace(counts=lambda: {"mine": {"too_short": 3, "in_test": 0}})
-    assert list(removed_by(told)) == [("mine.too_short", 3), ("mine.in_test", 0)]  # type: ignore[arg-type]
-    assert list(removed_by(SimpleNamespace())) == []  # type: ignore[arg-type]
 
 
 def write(path: Path, records: list[dict]) -> None:

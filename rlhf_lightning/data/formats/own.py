@@ -1,6 +1,6 @@
 """The project's own records, and lists of bare strings.
 
-A prompt may also be a bare text, which is one user message.
+A prompt may also be a bare text: a transcript, or one user message.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _native(kind: str) -> Callable[[Row, str], Adapted]:
                 " named in mix.sources.NAME.format, and a kind is left out by mix.sources.NAME.kinds)"
             )
         if isinstance(row, dict) and isinstance(row.get("prompt"), str):
-            row = {**row, "prompt": _prompt(row["prompt"], where)}
+            row = {**row, "prompt": prompt_messages(row["prompt"], where)}
             if not all(message["content"].strip() for message in row["prompt"]):
                 yield Removed("empty")
                 return
@@ -39,7 +39,7 @@ def _native(kind: str) -> Callable[[Row, str], Adapted]:
     return adapt
 
 
-def _prompt(text: str, where: str) -> list[Message]:
+def prompt_messages(text: str, where: str) -> list[Message]:
     """The turns of a transcript that ends where the assistant is to speak; else one message."""
     messages = asked(text, where) if is_transcript(text) else []
     return messages if messages and messages[-1]["role"] == "user" else [turn("user", text)]
