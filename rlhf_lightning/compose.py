@@ -246,7 +246,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 SAVED_HEADER = """\
-# Run it again: rlhf --config-dir <this folder> --config-name config
+# Repeat it: rlhf --config-dir <this folder> --config-name config run_dir=NEW
 defaults:
   - entry
   - _self_

@@ -44,7 +44,7 @@ def complaint(*overrides: str) -> str:
 
 @pytest.mark.parametrize("option", GROUPS)
 def test_every_option_of_every_group_passes_the_check(option: str, tmp_path: Path) -> None:
-    needs = ["model.path=somewhere"] if option == "model=hf" else []
+    needs = ["model.path=somewhere"] if option in ("model=hf", "experiment=own_data") else []
     if option == "experiment=sentiment_gpt":  # its lexicon is read by the check
         lexicon = tmp_path / "vader_lexicon" / "vader_lexicon.txt"
         lexicon.parent.mkdir()
