@@ -38,6 +38,26 @@ def test_a_callback_may_end_a_training_early_so_it_counts() -> None:
     assert {plan.label: run_hash(plan.identity) for plan in off} == hashes()
 
 
+def test_what_came_later_changes_no_hash_at_its_default(tmp_path: Path) -> None:
+    """Runs from before a setting are found again: the identity names it only where it is set."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi", "chosen": "Yes.", "rejected": "No."}\n')
+    mine = ["mix=files", f"mix.sources.mine.path={tmp_path}/a.jsonl", "reward_source=model"]
+    mine += ["reward_source.parts.model.path=organisation/name"]
+
+    def identity(*overrides: str) -> tuple[dict, dict]:
+        found = Planner(root(*mine, *overrides), {}).ppo().identity
+        return found["mix"]["sources"]["mine"], found["reward_source"]["model"]
+
+    source, part = identity()
+    assert "keep_repeats" not in source
+    assert not {"reads", "chat_template"} & set(part)
+    source, part = identity(
+        "mix.sources.mine.keep_repeats=true", "reward_source.parts.model.reads=pair"
+    )
+    assert source["keep_repeats"] is True
+    assert part["reads"] == "pair"
+
+
 def test_a_prompts_length_counts_where_prompts_are_chosen_by_it() -> None:
     shorter = "ppo.max_prompt_tokens=100"
     plans = Planner(root(), {}).pipeline()
