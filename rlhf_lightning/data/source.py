@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Real
@@ -58,14 +59,13 @@ class Total:
 
 
 def verdict(found: Any, key: str) -> Any:
-    """A source's gold score as an object with `total`. Raises: UserError if it is neither such a one nor a number."""
-    if isinstance(found, Real):
-        return Total(float(found))
-    if not hasattr(found, "total"):
+    """A source's gold score as an object with a finite `total`. Raises: UserError if it cannot be one."""
+    score = Total(float(found)) if isinstance(found, Real) else found
+    if not math.isfinite(getattr(score, "total", math.nan)):  # NaN would lose every comparison
         raise UserError(
-            f"{key}: gold must return a number, an object with `total` or None, got {found!r:.80}"
+            f"{key}: gold must return a finite number, an object with such a `total` or None, got {found!r:.80}"
         )
-    return found
+    return score
 
 
 def build_source(

@@ -6,6 +6,7 @@ import pytest
 from rlhf_lightning.config import MixConfig, SourceConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.records import KINDS
+from rlhf_lightning.data.source import Total
 from rlhf_lightning.errors import UserError
 
 HERE = "tests.data.conftest"
@@ -86,12 +87,13 @@ def test_hooks_go_to_the_source_of_the_record():
     assert mix.gold({"text": "from nowhere"}, "x") is None
 
 
-def test_a_gold_score_is_a_number_or_has_a_total(monkeypatch):
+@pytest.mark.parametrize("score", [{"score": 1}, float("nan"), Total(float("inf"))])
+def test_a_gold_score_is_a_finite_number_or_has_such_a_total(monkeypatch, score):
     mix = mixture({"a": numbers()})
-    monkeypatch.setattr(mix.sources["a"], "gold", lambda meta, response: {"score": 1})
+    monkeypatch.setattr(mix.sources["a"], "gold", lambda meta, response: score)
     with pytest.raises(
         UserError,
-        match=r"^mix.sources.a: gold must return a number, an object with `total` or None, got {'score': 1}$",
+        match=r"^mix.sources.a: gold must return a finite number, an object with such a `total` or None, got ",
     ):
         mix.gold({"source": "a"}, "x")
 
