@@ -58,6 +58,16 @@ def test_what_came_later_changes_no_hash_at_its_default(tmp_path: Path) -> None:
     assert part["reads"] == "pair"
 
 
+def test_where_a_local_dataset_lies_does_not_count(tmp_path: Path) -> None:
+    names = set()
+    for place in ("here", "there"):
+        (tmp_path / place / "owls").mkdir(parents=True)
+        given = ["mix=files", f"mix.sources.mine.hub={tmp_path}/{place}/owls"]
+        identity = Planner(root(*given), {}).ppo().identity
+        names.add(identity["mix"]["sources"]["mine"]["hub"])
+    assert names == {"owls"}
+
+
 def test_a_prompts_length_counts_where_prompts_are_chosen_by_it() -> None:
     shorter = "ppo.max_prompt_tokens=100"
     plans = Planner(root(), {}).pipeline()
