@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,21 @@ def test_policy_reference_value_and_reward_share_one_backbone(
     each = sum(t.numel() for t in adapter.values())
     # one backbone, three adapters (policy, value, reward), two heads of 32 numbers
     assert parameters(ppo, ppo.reference, reward) == backbone + 3 * each + 2 * 32
+
+
+@pytest.mark.parametrize("kind", [LORA, ()], ids=["adapter", "separate"])
+def test_the_value_model_begins_as_the_score_counts_its_reward_model(
+    kind: Sequence[str], outputs: Path, made: Any
+) -> None:
+    """It began as the whole score of a part that counts a tenth."""
+    whole, tenth = (
+        made(outputs, *kind, f"reward_source.parts.learned.weight={weight}").value
+        for weight in (1.0, 0.1)
+    )
+    assert whole.score.weight.any()
+    assert torch.equal(whole.score.weight, tenth.score.weight)
+    assert tenth.config.reward_gain == pytest.approx(whole.config.reward_gain / 10)
+    assert tenth.config.reward_bias == whole.config.reward_bias
 
 
 def test_without_adapters_there_are_four_models(outputs: Path, made: Any) -> None:

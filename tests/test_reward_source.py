@@ -75,6 +75,8 @@ def test_every_preset_passes_the_check(name: str) -> None:
         (["reward_source.parts.learned.weight=0"], "reward_source.parts.learned.weight must be a number other than 0"),
         (["reward_source.parts.learned.members=0"], "reward_source.parts.learned.members must be >= 1, got 0"),
         (["reward_source.parts.learned.combine=best"], "reward_source.parts.learned.combine must be one of mean, worst, uncertainty, got 'best'"),
+        (["reward_source.parts.learned.combine=worst"], "reward_source.parts.learned.combine must be left alone where members is 1, got 'worst'"),
+        (["reward_source.parts.learned.members=3", "reward_source.parts.learned.coef=2"], "reward_source.parts.learned.coef must be left alone unless combine is uncertainty, got 2.0"),
         (["reward_source.parts.learned.combne=mean"], "did you mean reward_source.parts.learned.combine?"),
         (["reward_source.parts.learned.members=two"], "reward_source.parts.learned.members must be an integer, got 'two'"),
         (["reward_source.parts.other.kind=learned"], "reward_source.parts must have at most one part of kind learned"),

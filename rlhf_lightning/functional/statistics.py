@@ -17,13 +17,13 @@ def explained_variance(
 ) -> Float[Tensor, ""]:
     """1 − Var(returns − values) / Var(returns) over real tokens.
 
-    1 is perfect, 0 what a constant has; NaN where all returns are equal.
+    1 is perfect, 0 what a constant has; NaN where all returns are equal but for rounding (a variance of at most 1e-8).
     Raises: ValueError if shapes differ or no token is real.
     """
     require_same_shape(values=values, returns=returns, mask=mask)
     of_returns = masked_var(returns, mask)
     share = 1 - masked_var(returns - values, mask) / of_returns
-    return torch.where(of_returns > 0, share, torch.full_like(share, torch.nan))
+    return torch.where(of_returns > 1e-8, share, torch.full_like(share, torch.nan))
 
 
 def expected_calibration_error(

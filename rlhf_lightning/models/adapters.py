@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhf_lightning.config import LoRAConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.head import ScalarHead
+from rlhf_lightning.models.seeding import seeded
 
 FOLDER = "adapter"
 """Where an artifact keeps the adapter that was trained, beside the merged weights."""
@@ -57,8 +58,7 @@ def add_adapter(model: PreTrainedModel, lora: LoRAConfig, name: str, *, seed: in
     Everything that is not an adapter or a scalar head is frozen.
     Raises: UserError if a target is no layer of this model.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         _inject(model, _settings(model, lora), name)
 
 

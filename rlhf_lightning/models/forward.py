@@ -44,7 +44,8 @@ def inputs_for(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Any]:
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Calls of a compiled model that are not compiled: those with a cache, which has another shape at each token."""
-    parts = (model, getattr(model, "base_model", model))
+    whole = getattr(model, "trunk", model)
+    parts = (whole, getattr(whole, "base_model", whole))
     if all(part._compiled_call_impl is None for part in parts):
         yield
         return

@@ -6,6 +6,7 @@ Weights are read from safetensors only; code that comes with a model runs only w
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -27,14 +28,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.initialization import no_init_weights
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf_lightning.config import ModelConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import backbone
+from rlhf_lightning.models.dropout import without_noise
 from rlhf_lightning.models.head import ScalarHead
 from rlhf_lightning.models.packing import beside_attention
+from rlhf_lightning.models.seeding import seeded
 from rlhf_lightning.models.tokens import eos_id, pad_id
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -167,8 +171,7 @@ def new_policy(
     if model.path is not None:
         return grow_embeddings(load_policy(model.path, model), tokenizer)
     rule = f"model.architecture must be the shape of a causal LM, got {model.architecture}"
-    with torch.random.fork_rng(), refusing(rule):
-        torch.manual_seed(seed)
+    with seeded(seed), refusing(rule):
         config = _architecture(model, tokenizer)
         policy = AutoModelForCausalLM.from_config(config, **_options(model))
     _require_attention(policy)
@@ -200,8 +203,7 @@ def new_scorer(
     path: str | Path, model: ModelConfig, *, seed: int, head_scale: float = 1.0
 ) -> PreTrainedModel:
     """A scalar-head model whose backbone is the policy at `path`; head ~ head_scale · N(0, 1/√(d+1)), no bias [S]."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         kind = AutoModelForSequenceClassification
         scorer = _loaded(kind, path, model, new=("score.",), num_labels=1)
         head: Any = scorer.score
@@ -229,7 +231,7 @@ def scorer_on(policy: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
 
 
 def load_scorer(path: str | Path, model: ModelConfig) -> PreTrainedModel:
-    """A trained scalar-head model; its bias and gain come with its config."""
+    """A trained scalar-head model of this project, from its folder; bias and gain come with its config."""
     scorer = _loaded(AutoModelForSequenceClassification, path, model)
     if scorer.config.num_labels != 1:
         raise UserError(f"{path}: a reward model has one label, got {scorer.config.num_labels}")
@@ -237,14 +239,24 @@ def load_scorer(path: str | Path, model: ModelConfig) -> PreTrainedModel:
         raise UserError(
             f"{path}: a reward model's head must be a linear layer `score`, got {type(head).__name__}"
         )
+    # a head is fp32 beside a backbone in half precision: rounded, it would give other scores than it was calibrated to
+    with safe_open(_file_of("score.weight", Path(path)), framework="pt") as weights:
+        head.weight.data = weights.get_tensor("score.weight")
     return prepare(scorer, model)
+
+
+def _file_of(weight: str, folder: Path) -> Path:
+    """The file of a model's folder that has a weight; a large model has several."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.exists():
+        return folder / SAFE_WEIGHTS_NAME
+    return folder / json.loads(index.read_text("utf-8"))["weight_map"][weight]
 
 
 def grow_embeddings(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """Room for the tokens that `prepare_tokenizer` added to a model of other making; the same in every copy."""
     if len(tokenizer) > module.get_input_embeddings().num_embeddings:  # type: ignore[operator]
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with seeded(0):
             module.resize_token_embeddings(len(tokenizer))
     return module
 
@@ -253,12 +265,7 @@ def prepare(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     """Every dropout off (a stage that wants it turns it on), a scalar head in fp32, checkpointing of activations."""
     if isinstance(head := getattr(module, "score", None), nn.Linear):
         module.score = ScalarHead.of(head)
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        for name, value in list(vars(part).items()):  # some keep it as a number (attention, OPT)
-            if "dropout" in name and isinstance(value, float):
-                setattr(part, name, 0.0)
+    without_noise(module)
     if model.gradient_checkpointing:
         # not the reentrant kind: this one also works where the inputs of a frozen backbone carry no gradient
         kind = {"use_reentrant": False}
@@ -277,35 +284,6 @@ def compiled(module: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
     if model.compile:
         backbone(module).compile()
     return module
-
-
-def set_dropout(module: nn.Module, probability: float) -> int:
-    """Set the dropout of residuals and embeddings; returns in how many places there is one.
-
-    That of attention and of adapters stays: the latter have a setting of their own.
-    """
-    places = [
-        (part, key)
-        for name, part in module.named_modules()
-        if "lora_dropout" not in name and not name.endswith(_OTHER_DROPOUT)
-        for key in _dropout_keys(part)
-    ]
-    for part, key in places:
-        setattr(part, key, probability)
-    return len(places)
-
-
-def _dropout_keys(part: nn.Module) -> list[str]:
-    """Where a module keeps the probability: a layer in `p`, OPT in `dropout`, Bloom and Falcon in `hidden_dropout`."""
-    if isinstance(part, nn.Dropout):
-        return ["p"]
-    attention = "Attention" in type(part).__name__  # whose `dropout` is that of its weights
-    keys = ["hidden_dropout"] if attention else ["hidden_dropout", "dropout"]
-    return [key for key in keys if isinstance(getattr(part, key, None), float)]
-
-
-_OTHER_DROPOUT = (".attn_dropout", ".attention_dropout")
-"""Of attention weights, by the names of GPT-2 and GPT-NeoX."""
 
 
 def frozen(module: Model) -> Model:

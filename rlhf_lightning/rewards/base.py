@@ -41,15 +41,6 @@ class ScoreRequest:
         """The prompts as the policy saw them, special tokens included."""
         return decode(self.tokenizer, self.prompt_ids, self.prompt_mask, special=True)
 
-    @cached_property
-    def rows(self) -> list[list[int]]:
-        """The token ids of prompt and response together, without padding."""
-        pairs = (self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask)
-        return [
-            [*p_ids[p_real].tolist(), *r_ids[r_real].tolist()]
-            for p_ids, p_real, r_ids, r_real in zip(*pairs, strict=True)
-        ]
-
 
 class RewardFunction(Protocol):
     """One score for each response, (B,) fp32 on the request's device."""

@@ -159,7 +159,7 @@ class ExternalReward(nn.Module):
 
     def take_statistics(self) -> dict[str, float]:
         """`too_long`: share of the conversations that were longer than the model reads."""
-        return {name: value for name, value in self._means.take().items() if value}
+        return self._means.take()
 
     def _fitting(self, rows: list[_Row], counted: Tensor | None = None) -> list[_Row]:
         """The rows, those beyond the context without their oldest tokens."""

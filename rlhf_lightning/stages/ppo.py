@@ -23,7 +23,6 @@ from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import PPOConfig
 from rlhf_lightning.models.adapters import TRAINED, AdapterView, TrunkScorer, copy_adapter
 from rlhf_lightning.models.loading import frozen
-from rlhf_lightning.processes import is_sharded
 from rlhf_lightning.rewards.base import RewardFunction, taken_statistics
 from rlhf_lightning.stages.ppo_progress import Progress
 from rlhf_lightning.stages.ppo_update import PPOUpdate
@@ -76,7 +75,7 @@ class PPOModule(LightningModule):
             lambda: [*self.actor, *self.critic],
             manual_backward=self.manual_backward,
         )
-        self.ema = MovingAverage(self.actor, hp.ema_decay) if hp.ema_decay is not None else None
+        self.ema = MovingAverage(hp.ema_decay) if hp.ema_decay is not None else None
         self.tokenizer, self.gold, self.seed = tokenizer, gold, seed
         self.lr = LearningRate(hp.schedule, hp.iterations)
         self.generator = torch.Generator().manual_seed(seed)
@@ -128,10 +127,14 @@ class PPOModule(LightningModule):
         if self.ema is not None:
             self.ema.copy_to(self.actor)
 
+    def configure_model(self) -> None:
+        # a strategy that spreads weights puts checkpoints back after it has made the optimizer
+        if self.ema is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
+            self.ema.begin(self.actor)
+
     def configure_optimizers(self) -> Optimizer:
-        if self.ema is not None and is_sharded(self.policy):
-            # of the parts that this process holds
-            self.ema = MovingAverage(self.actor, self.ema.decay)
+        if self.ema is not None:
+            self.ema.begin(self.actor)
         groups: list[dict[str, Any]] = [{"params": self.actor}]
         if self.critic:
             rate = {} if self.hp.value_lr is None else {"lr": self.hp.value_lr}
@@ -259,7 +262,8 @@ class PPOModule(LightningModule):
             "generator": self.generator.get_state(),
         }
         if self.hp.reference_refresh_every:
-            saved["reference"] = self.reference.state_dict()  # a strategy saves its parts of it
+            state = getattr(self.trainer.strategy, "frozen_state", nn.Module.state_dict)
+            saved["reference"] = state(self.reference)
         checkpoint["ppo"] = saved
         leave_out_frozen(checkpoint, self.policy, "policy")
         if self.value is not None:

@@ -6,6 +6,7 @@ Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1 (K = 4..9; K = 2 is Bradley-
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -135,10 +136,11 @@ class RewardModule(LightningModule):
         seen = [row for part in gather(self._val) for row in part]
         right, pairs, loss, prompts = (sum(column) for column in zip(*seen, strict=True))
         self._val.clear()
-        self.val_accuracy = right / max(pairs, 1)
+        # NaN, not the worst of all models, where labelers decided nothing
+        self.val_accuracy = right / pairs if pairs else math.nan
         metrics = {
             "reward/val/pairwise_accuracy": self.val_accuracy,
-            "reward/val/loss": loss / max(prompts, 1),
+            "reward/val/loss": loss / prompts if prompts else math.nan,
         }
         log_metrics(self, metrics, step=self.trainer.fit_loop.total_batch_idx + 1)
 

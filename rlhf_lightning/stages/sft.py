@@ -19,8 +19,9 @@ from rlhf_lightning.batches import SFTBatch
 from rlhf_lightning.callbacks.log import log_metrics
 from rlhf_lightning.config import SFTConfig
 from rlhf_lightning.functional.losses import causal_lm_loss
+from rlhf_lightning.models.dropout import set_dropout
 from rlhf_lightning.models.forward import packed_logits
-from rlhf_lightning.models.loading import numbers_of, set_dropout
+from rlhf_lightning.models.loading import numbers_of
 from rlhf_lightning.processes import all_sum, piece_size, shares
 from rlhf_lightning.stages.updates import (
     LearningRate,

@@ -97,11 +97,16 @@ class MovingAverage(nn.Module):
     In bfloat16 a step of (1 − d) · (p − a) would be rounded away at a usual d.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+    def __init__(self, decay: float) -> None:
         super().__init__()
-        self.decay = decay
-        copies = (p.detach().float().clone() for p in parameters)
-        self.numbers = nn.ParameterList(nn.Parameter(c, requires_grad=False) for c in copies)
+        self.decay, self.numbers = decay, nn.ParameterList()
+
+    def begin(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Begin as the parameters are, if it has not begun: before a checkpoint is put back, and once they lie where
+        they are trained, or it would be whole where they are spread."""
+        if not len(self.numbers):
+            copies = (p.detach().float().clone() for p in parameters)
+            self.numbers.extend(nn.Parameter(c, requires_grad=False) for c in copies)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverage:
         # an engine (DeepSpeed) casts a whole module before it trains

@@ -41,6 +41,10 @@ class DataParallel(DDPStrategy):
         """Forget them: no step is taken."""
         optimizer.zero_grad()
 
+    def frozen_state(self, model: nn.Module) -> dict[str, Any]:
+        """What a checkpoint keeps of a model that is not trained but changes."""
+        return model.state_dict()
+
     def load_frozen(self, model: nn.Module, state: dict[str, Any]) -> None:
         """Put back what a checkpoint has of a model that is not trained."""
         model.load_state_dict(state)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from torch import Tensor, nn
@@ -171,6 +172,17 @@ class ZeRO(PartsOnDisk):
         if self.stage == 2 and not is_first():
             return {}  # the first process has all of them
         return super().lightning_module_state_dict()
+
+    def frozen_state(self, model: nn.Module) -> dict[str, Any]:
+        return (
+            super().frozen_state(model) if is_first() else {}
+        )  # stage 2 alone: it is whole in each
+
+    def load_frozen(self, model: nn.Module, state: dict[str, Any]) -> None:
+        """All of it from the first process, which alone has kept it."""
+        super().load_frozen(model, state)
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         state = self.zero.optimizer.state

@@ -35,8 +35,13 @@ class PartsOnDisk(DataParallel):
         assert self.lightning_module is not None
         load_local_state(self.lightning_module, checkpoint["state_dict"])
 
+    def frozen_state(self, model: nn.Module) -> dict[str, Any]:
+        """This process's parts."""
+        return local_state(model)
+
     def load_frozen(self, model: nn.Module, state: dict[str, Any]) -> None:
-        """Put this process's parts back."""
+        """Put this process's parts back, where they lie in training."""
+        self.place_frozen(model, self.root_device)
         load_local_state(model, state)
 
     def save_checkpoint(

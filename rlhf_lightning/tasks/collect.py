@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rlhf_lightning.data.batching import Prompt, first_prompts
 from rlhf_lightning.data.stored import StoredRecords, store
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import frozen, grow_embeddings, load_policy
-from rlhf_lightning.processes import gather, is_first, wait_for_all, world_size
+from rlhf_lightning.processes import gather, in_order, is_first, share, wait_for_all, world_size
 from rlhf_lightning.rewards.functions import call_function, load_function
 from rlhf_lightning.stages.updates import require_finite
 from rlhf_lightning.strategies.weights import place_frozen
@@ -31,6 +32,8 @@ Ranker = Callable[[Prompt, list[str]], list[int]]
 
 WINDOW = 16
 """Batches of completions that are sorted by length together."""
+RANKED_AT_ONCE = 16
+"""Prompts that each process ranks before all tell each other."""
 
 
 def comparisons(job: Job, split: str, count: int) -> StoredRecords:
@@ -91,10 +94,11 @@ def _sampled(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
     sizes = [rng.randint(hp.min_completions, hp.max_completions) for _ in prompts]
     with counted(f"reward: completions for {split}", sum(sizes)) as done:
         texts = _completions(job, policy, tokenizer, prompts, sizes, split, done)
-        rank = _ranker(job, tokenizer, split)
-        for prompt, size in zip(prompts, sizes, strict=True):
-            completions = [next(texts) for _ in range(size)]
-            yield _ranked(prompt, completions, rank) if is_first() else {}
+        spoken = (
+            (prompt, [next(texts) for _ in range(size)])
+            for prompt, size in zip(prompts, sizes, strict=True)
+        )
+        yield from _ranked_in_shares(spoken, _ranker(job, tokenizer, split))
 
 
 def _loaded_as(job: Job) -> ModelConfig:
@@ -177,6 +181,15 @@ def _ranker(job: Job, tokenizer: PreTrainedTokenizerFast, split: str) -> Ranker:
         return ranks
 
     return known if parts else labeled
+
+
+def _ranked_in_shares(
+    spoken: Iterator[tuple[Prompt, list[str]]], rank: Ranker
+) -> Iterator[dict[str, Any]]:
+    """Comparison records in order, the same in all processes; each ranks its share of them."""
+    while chunk := list(islice(spoken, RANKED_AT_ONCE * world_size())):
+        own = [_ranked(*chunk[i], rank) for i in share(len(chunk))]
+        yield from in_order(gather(own), len(chunk))
 
 
 def _ranked(prompt: Prompt, completions: list[str], rank: Ranker) -> dict[str, Any]:

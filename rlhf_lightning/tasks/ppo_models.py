@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -33,6 +33,8 @@ from rlhf_lightning.models.loading import compiled, frozen, scorer_on
 from rlhf_lightning.runs.artifact import load_config
 from rlhf_lightning.tasks.job import Job, add_trained_adapter
 from rlhf_lightning.tasks.scorers import trained_scorer
+
+Scorer = TypeVar("Scorer", PreTrainedModel, TrunkScorer)
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 """A branch or a tag may move."""
@@ -58,7 +60,9 @@ def ppo_models(
     if hp.value_kind == "separate":  # before adapters are put on the policy's backbone
         # a reward that is not learned has no backbone to begin from, and 0 is what is known of its scale
         separate = (
-            trained_scorer(job, roles[0], tokenizer) if roles else scorer_on(policy, job.root.model)
+            _on_scale(trained_scorer(job, roles[0], tokenizer), job)
+            if roles
+            else scorer_on(policy, job.root.model)
         )
         add_trained_adapter(job, separate, hp.lora)
     if hp.lora is None:
@@ -133,12 +137,20 @@ def _weights_of(model: Mapping[str, Any]) -> tuple[str, ...] | None:
     return model["path"], model["revision"], model["dtype"]
 
 
+def _on_scale(value: Scorer, job: Job) -> Scorer:
+    """A value model that begins as the reward model, on the scale that the score has its part on."""
+    part, config = job.root.reward_source.learned, cast("Any", value.config)
+    assert part is not None  # it has a role
+    config.reward_gain = getattr(config, "reward_gain", 1.0) * part.weight
+    return value
+
+
 def _value_adapter(
     job: Job, policy: PreTrainedModel, roles: Sequence[str], learned: Mapping[str, nn.Module]
 ) -> TrunkScorer:
     """An adapter and a head of its own on the policy's backbone."""
     if roles and isinstance(learned[roles[0]], TrunkScorer):
-        value = _on_backbone(job, roles[0], policy, VALUE)
+        value = _on_scale(_on_backbone(job, roles[0], policy, VALUE), job)
         for parameter in adapter_state(policy, VALUE).values():
             parameter.requires_grad_(True)
     else:

@@ -27,6 +27,8 @@ def test_explained_variance_by_hand():
 def test_explained_variance_of_equal_returns_is_nan():
     x = torch.ones(1, 2)
     assert explained_variance(2 * x, x, x > 0).isnan()
+    equal_but_for_rounding = torch.tensor([[-1.0, -1.0 + 2**-22]])
+    assert explained_variance(2 * x, equal_but_for_rounding, x > 0).isnan()
 
 
 def test_explained_variance_agrees_with_a_loop(draw, mask, lengths):

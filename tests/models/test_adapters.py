@@ -41,8 +41,9 @@ from rlhf_lightning.models.adapters import (
     save_adapter,
     using,
 )
+from rlhf_lightning.models.dropout import set_dropout
 from rlhf_lightning.models.forward import response_logits, sequence_scores, token_values
-from rlhf_lightning.models.loading import context_of, set_dropout, tell_special_tokens
+from rlhf_lightning.models.loading import context_of, tell_special_tokens
 from rlhf_lightning.models.packing import attention_window
 from rlhf_lightning.models.shared_prompt import response_scores_by_cache
 from tests.stages.tiny_ppo import tokenizer

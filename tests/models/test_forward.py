@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.forward import response_logits, sequence_scores, token_values
+from rlhf_lightning.models.adapters import AdapterView, TrunkScorer, backbone
+from rlhf_lightning.models.forward import (
+    response_logits,
+    sequence_scores,
+    token_values,
+    uncompiled,
+)
 from rlhf_lightning.models.generation import sample
 from tests.tiny import VOCAB, prompt_batch, tiny_policy, tiny_scorer
 
@@ -81,6 +89,24 @@ def test_logits_and_values_are_those_of_the_plain_forward_pass(family: str) -> N
     values = scorer.score(backbone(ids).last_hidden_state)[..., 0]
     torch.testing.assert_close(token_values(scorer, *sequence), values[:, 3:8])
     torch.testing.assert_close(sequence_scores(scorer, ids, mask), values[:, -1])
+
+
+# of torch's own, where it is imported
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_passes_with_a_cache_are_not_compiled_whoever_shows_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reference of LoRA is a view of the policy, whose passes were compiled at every length."""
+    policy, stances = tiny_policy(0), []
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda s: stances.append(s) or nullcontext())
+    shown = (policy, AdapterView(policy, None), TrunkScorer(policy, None))
+    for model in shown:
+        with uncompiled(model):
+            assert not stances
+    backbone(policy).compile()
+    for number, model in enumerate(shown):
+        with uncompiled(model):
+            assert stances == ["force_eager"] * (number + 1)
 
 
 def test_bias_and_gain_of_the_config_reach_values_and_scores() -> None:

@@ -18,6 +18,7 @@ from rlhf_lightning.config import LoRAConfig, ModelConfig
 from rlhf_lightning.data.tokenizer import tokenizer_fingerprint, train_tokenizer
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import add_adapter, backbone, save_adapter
+from rlhf_lightning.models.dropout import set_dropout
 from rlhf_lightning.models.forward import sequence_scores
 from rlhf_lightning.models.loading import (
     compiled,
@@ -28,7 +29,6 @@ from rlhf_lightning.models.loading import (
     new_scorer,
     save,
     scorer_on,
-    set_dropout,
 )
 
 SHAPES = {
@@ -131,6 +131,57 @@ def test_dropout_that_is_kept_as_a_number_and_none_of_attention(tokenizer) -> No
     assert set_dropout(policy, 0.5) == 6  # attention, MLP and block of 2 layers
     assert not torch.equal(policy(ids).logits, policy(ids).logits)
     assert {m.p for m in policy.modules() if isinstance(m, nn.Dropout)} == {0.0}  # of attention
+
+
+def test_dropout_that_layers_read_in_their_config_and_other_noise_of_training(tokenizer) -> None:
+    """Falcon's could be switched neither off nor on; OPT left out layers, Mixtral shook what its router saw."""
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    experts = {"intermediate_size": 64, "num_key_value_heads": 2, "num_local_experts": 2}
+    noisy = [
+        {"model_type": "falcon", "hidden_dropout": 0.3, "attention_dropout": 0.3, "alibi": False},
+        {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 64, "layerdrop": 0.5},
+        {"model_type": "mixtral", **experts, "router_jitter_noise": 0.3},
+    ]
+    ids = torch.arange(10)[None]
+    for own in noisy:
+        model = ModelConfig(name="tiny", architecture=shape | own, context_length=32)
+        policy = new_policy(model, tokenizer, seed=0).train()
+        torch.testing.assert_close(policy(ids).logits, policy(ids).logits)
+        if own["model_type"] == "falcon":
+            assert policy.config.hidden_dropout == 0.3  # what is exported
+            assert set_dropout(policy, 0.5) > 0
+            assert not torch.equal(policy(ids).logits, policy(ids).logits)
+            assert set_dropout(policy, 0.0) > 0
+            torch.testing.assert_close(policy(ids).logits, policy(ids).logits)
+
+
+def test_random_weights_leave_other_random_numbers_as_they_were(tokenizer) -> None:
+    model = config("llama")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    policies = [new_policy(model, tokenizer, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(torch.rand(3), expected)
+    assert same(policies[0], policies[1])
+    assert not same(policies[0], policies[2])
+
+
+def test_a_head_beside_a_backbone_in_half_precision_is_read_as_it_was_saved(
+    policy_folder, tokenizer, tmp_path: Path
+) -> None:
+    """Rounded to bfloat16 its scores were not those that it was calibrated to."""
+    family, folder = policy_folder
+    half = replace(config(family), dtype="bfloat16")
+    scorer = new_scorer(folder, half, seed=3)
+    exact = nn.init.normal_(scorer.score.weight)
+    assert not torch.equal(exact.bfloat16().float(), exact)
+    for size in ("10GB", "100KB"):  # in one file, in several
+        save(scorer, tokenizer, tmp_path / size)
+        scorer.save_pretrained(tmp_path / size, max_shard_size=size)
+        back = load_scorer(tmp_path / size, half)
+        assert torch.equal(back.score.weight, exact)
+        assert backbone(back).dtype == torch.bfloat16
+    assert (tmp_path / "100KB" / "model.safetensors.index.json").exists()
 
 
 # of torch's own, where it is imported

@@ -112,7 +112,8 @@ def test_the_value_models_own_learning_rate():
 
 def test_an_average_of_weights_in_half_precision_is_kept_in_fp32_whatever_an_engine_casts():
     weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-    average = MovingAverage([weight], 0.992)
+    average = MovingAverage(0.992)
+    average.begin([weight])
     average.to(torch.bfloat16)  # as DeepSpeed does with the whole module
     weight.data += 0.25
     for _ in range(4):

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from rlhf_lightning.batches import ComparisonBatch
 from rlhf_lightning.config import RewardConfig
@@ -146,6 +148,17 @@ def test_accuracy_is_the_share_of_pairs_in_the_labelers_order() -> None:
     scores = all_scores(reward, batch)
     right = sum(scores[w] > scores[x] for w, x in batch.pairs.tolist())
     assert fit(reward, [batch])[0]["reward/train/accuracy"] == right / len(batch.pairs)
+
+
+def test_a_validation_in_which_labelers_decided_nothing_has_no_accuracy() -> None:
+    """It was 0, that of the worst model there is."""
+    tied = {"completions": ["", ""], "ranks": [0, 0]}
+    reward = module()
+    reward.val_accuracy = 0.75
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    batch = collate_comparisons([([5, 6], [[7], [8, 9]], tied)], PAD)
+    trainer.validate(reward, DataLoader([batch], batch_size=None), verbose=False)  # type: ignore[arg-type]
+    assert math.isnan(reward.val_accuracy)
 
 
 def test_equal_scores_are_half_right() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,19 @@ class Kept(Callback):
     metrics: list[dict[str, float]] = field(default_factory=list)
     first: list[torch.Tensor] = field(default_factory=list)
     last: list[torch.Tensor] = field(default_factory=list)
+    average: list[torch.Tensor] = field(default_factory=list)
+    largest_average: int = 0
+    """Numbers of the average that one process held at any time."""
     frozen_sharded: bool = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._look_at_average(pl_module)
+
+    def _look_at_average(self, pl_module: Any) -> None:
+        from rlhf_lightning.strategies.sharding import local
+
+        numbers = [local(p) for p in getattr(getattr(pl_module, "ema", None), "numbers", ())]
+        self.largest_average = max(self.largest_average, sum(n.numel() for n in numbers))
 
     def on_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.metrics.append(
@@ -88,15 +101,23 @@ class Kept(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.last = whole(pl_module)
+        self._look_at_average(pl_module)
+        if getattr(pl_module, "ema", None) is not None:
+            self.average = whole_of(pl_module.ema.numbers)
         reference = getattr(pl_module, "_frozen", (None,))[0]
         self.frozen_sharded = reference is not None and is_sharded(reference)
 
 
 def whole(pl_module: Any) -> list[torch.Tensor]:
     """All that is trained, put together again."""
+    return whole_of(trained(pl_module))
+
+
+def whole_of(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Weights, put together again."""
     from rlhf_lightning.strategies.sharding import gathered
 
-    return [gathered(p, keep=True).clone() for p in trained(pl_module)]
+    return [gathered(p, keep=True).clone() for p in parameters]
 
 
 def train(
@@ -141,11 +162,15 @@ def train(
         "metrics": kept.metrics,
         "first": kept.first,
         "last": kept.last,
+        "average": kept.average,
+        "largest_average": kept.largest_average,
         "frozen_sharded": kept.frozen_sharded,
     }
 
 
-def straight_and_resumed(stage: str, strategy: StrategyConfig, folder: Path) -> dict[str, Any]:
+def straight_and_resumed(
+    stage: str, strategy: StrategyConfig, folder: Path, **changes: Any
+) -> dict[str, Any]:
     """A run from beginning to end, which leaves a checkpoint half way, and one that goes on from there."""
-    straight = train(stage, strategy, folder=folder / stage, save_after=STEPS[stage] // 2)
-    return {"straight": straight, "resumed": train(stage, strategy, folder=folder / stage)}
+    work = partial(train, stage, strategy, folder=folder / stage, **changes)
+    return {"straight": work(save_after=STEPS[stage] // 2), "resumed": work()}

@@ -14,6 +14,7 @@ from rlhf_lightning.config import StrategyConfig
 from tests.harness import rlhf
 from tests.strategies.ranks import in_ranks
 from tests.strategies.stages import STEPS, straight_and_resumed, train
+from tests.tiny import tiny_policy
 
 FAST = [("ddp", "sft"), ("ddp", "reward"), ("ddp", "ppo"), ("fsdp2", "ppo")]
 SLOW = [("fsdp2", "sft"), ("fsdp2", "reward")]
@@ -68,6 +69,66 @@ def test_two_processes_train_as_one_does_and_go_on_where_they_stopped(
     assert furthest(resumed["last"], straight["last"]) == 0
     assert furthest(ranks[1]["straight"]["last"], straight["last"]) == 0
     assert straight["frozen_sharded"] == (stage == "ppo" and strategy.shards_weights)
+
+
+@pytest.mark.parametrize("name", ["fsdp2", pytest.param("deepspeed_zero2", marks=pytest.mark.slow)])
+def test_an_average_and_a_reference_that_changes_are_kept_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under fsdp2 no process ever holds the whole average; under zero2 the first one alone saves the reference."""
+    if name.startswith("deepspeed"):
+        if find_spec("deepspeed") is None:
+            pytest.skip("deepspeed is not installed")
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    strategy = StrategyConfig(name=name)
+    settings: dict[str, Any] = {"ema_decay": 0.75, "reference_refresh_every": 2}
+    work = partial(straight_and_resumed, "ppo", strategy, **settings)
+    ranks = in_ranks(lambda place: work(folder=place), tmp_path)
+    one = train("ppo", StrategyConfig(), folder=tmp_path / "one", **settings)
+    straight, resumed = ranks[0]["straight"], ranks[0]["resumed"]
+    assert furthest(one["average"], one["last"][: len(one["average"])]) > 1e-3
+    for what in ("last", "average"):
+        assert furthest(straight[what], one[what]) < 1e-3
+        assert furthest(resumed[what], straight[what]) == 0  # the reference, too, is what it was
+    all_of_it = one["largest_average"]
+    assert all_of_it == sum(a.numel() for a in one["average"]) > 0
+    share = straight["largest_average"] / all_of_it
+    assert share < 0.6 if name == "fsdp2" else share == 1
+    saved = [_parts_of(tmp_path, name, rank)["ppo"]["reference"] for rank in range(2)]
+    assert saved[0]
+    assert bool(saved[1]) == (name == "fsdp2")
+
+
+def _parts_of(folder: Path, name: str, rank: int) -> dict[str, Any]:
+    (found,) = folder.rglob(f"{name}-rank-{rank}.ckpt")
+    return torch.load(found, weights_only=True)
+
+
+def test_embedding_and_output_layer_are_gathered_alone_unless_they_are_one(tmp_path: Path) -> None:
+    """With the whole they stayed gathered from the first layer to the last."""
+
+    def work(_folder: Path) -> dict[str, Any]:
+        from torch.distributed.fsdp import FSDPModule
+
+        from rlhf_lightning.strategies.sharding import shard_all
+
+        found: dict[str, Any] = {}
+        for family in ("llama", "gpt2"):
+            model, ids = tiny_policy(family=family).eval(), torch.arange(3, 9)[None]
+            with torch.no_grad():
+                before = model(ids).logits
+                shard_all(model, torch.device("cpu"), offload=False)
+                error = (model(ids).logits - before).abs().max().item()
+            groups = {name for name, part in model.named_modules() if isinstance(part, FSDPModule)}
+            ends = sorted(groups & {"model.embed_tokens", "transformer.wte", "lm_head"})
+            found[family] = {"ends": ends, "whole": "" in groups, "error": error}
+        return found
+
+    (found, _) = in_ranks(work, tmp_path)
+    assert found["llama"].pop("error") < 1e-5
+    assert found["gpt2"].pop("error") < 1e-5
+    assert found["llama"] == {"ends": ["lm_head", "model.embed_tokens"], "whole": True}
+    assert found["gpt2"] == {"ends": [], "whole": True}  # tied
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from rlhf_lightning.config import ModelConfig, RewardConfig, RewardPartConfig
 from rlhf_lightning.data.prompts import Prompt
 from rlhf_lightning.errors import RunFailed, UserError
-from rlhf_lightning.tasks.collect import _loaded_as, _ranked, _ranker
+from rlhf_lightning.tasks.collect import _loaded_as, _ranked, _ranked_in_shares, _ranker
 from rlhf_lightning.tasks.job import Job
+from tests.strategies.ranks import in_ranks
 
 PROMPT = Prompt(3, [7, 8], {"prompt": [{"role": "user", "content": "Hi"}], "meta": {"best": 5}})
 
@@ -68,6 +70,27 @@ def test_functions_rank_by_their_weighted_sum_and_equal_scores_tie() -> None:
         job(a=part("near", 2.0), b=part("length", -1.0)), ["fives", "sevenxx", "thr", "sivef"]
     )
     assert found == [0, 2, 1, 0]
+
+
+def test_each_process_ranks_its_share_and_all_have_every_record(tmp_path: Path) -> None:
+    """One process ranked alone, and all others waited for it."""
+
+    def work(_folder: Path) -> dict[str, Any]:
+        judged: list[int] = []
+
+        def rank(prompt: Prompt, texts: list[str]) -> list[int]:
+            judged.append(prompt.index)
+            return [prompt.index] * len(texts)
+
+        spoken = ((Prompt(i, [7], {"prompt": []}), [f"{i}a", f"{i}b"]) for i in range(70))
+        records = list(_ranked_in_shares(spoken, rank))
+        return {"judged": judged, "records": [(*r["completions"], *r["ranks"]) for r in records]}
+
+    ranks_of = in_ranks(work, tmp_path)
+    assert ranks_of[0]["records"] == ranks_of[1]["records"]
+    assert ranks_of[0]["records"] == [(f"{i}a", f"{i}b", i, i) for i in range(70)]
+    assert sorted(ranks_of[0]["judged"] + ranks_of[1]["judged"]) == list(range(70))
+    assert len(ranks_of[0]["judged"]) == 35
 
 
 def test_without_functions_the_sources_labelers_rank() -> None:
