@@ -252,7 +252,7 @@ def test_each_command_that_is_named_makes_the_run_that_is_missing(
     assert named
 
 
-def test_run_dir_holds_all_stages_and_refuses_another_run(
+def test_run_dir_holds_the_run_and_refuses_another_one(
     pipeline_outputs: Path, tmp_path: Path
 ) -> None:
     sft, reward = (only(pipeline_outputs / task) for task in ("sft", "reward"))

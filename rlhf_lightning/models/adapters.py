@@ -242,7 +242,12 @@ def load_adapter(model: PreTrainedModel, name: str, folder: Path) -> Tensor | No
     settings.modules_to_save, settings.inference_mode = None, False
     # that of the run that trained it: the adapter is frozen now, or PPO's, which has none
     settings.lora_dropout = 0.0
-    _inject(model, settings, name)
+    try:
+        _inject(model, settings, name)
+    except ValueError as error:  # it finds none of the adapter's layers
+        raise UserError(
+            f"{folder}: must be an adapter for {type(model).__name__} ({error})"
+        ) from error
     tensors = load_file(folder / WEIGHTS)
     own = {n.removeprefix("base_model.model."): t for n, t in tensors.items()}
     head = own.pop("score.weight", None)

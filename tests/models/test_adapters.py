@@ -236,7 +236,7 @@ def test_an_adapter_for_another_model_is_refused(tmp_path: Path) -> None:
     policy = tiny_policy()
     add_adapter(policy, LoRAConfig(rank=2, targets="q_proj"), "policy", seed=0)
     save_adapter(policy, "policy", tmp_path, base="the-base")
-    with pytest.raises((UserError, ValueError), match=r"q_proj|adapter for"):
+    with pytest.raises(UserError, match=r"must be an adapter for GPT2LMHeadModel"):
         load_adapter(tiny_policy(family="gpt2"), "policy", tmp_path)
 
 

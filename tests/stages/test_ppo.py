@@ -143,9 +143,13 @@ def test_a_score_that_is_not_finite_stops_the_run_before_any_update():
 
 def test_reference_and_reward_never_move_and_are_not_in_the_state():
     ppo = module(reward=tiny_reward())
-    reference = copy.deepcopy(ppo.reference.state_dict())
+    frozen = (ppo.reference, ppo.reward)
+    before = [copy.deepcopy(model.state_dict()) for model in frozen]
+    policy = weights(ppo).clone()
     fit(ppo)
-    assert all(torch.equal(reference[k], v) for k, v in ppo.reference.state_dict().items())
+    assert not torch.equal(policy, weights(ppo))
+    for model, state in zip(frozen, before, strict=True):
+        assert all(torch.equal(state[k], v) for k, v in model.state_dict().items()) and state
     assert all(name.startswith(("policy.", "value.")) for name in ppo.state_dict())
 
 

@@ -35,7 +35,6 @@ def test_leave_one_out_needs_no_value_model_and_samples_each_prompt_k_times():
     seen = fit(ppo, data)
     assert ppo.progress.episodes == 16
     assert "ppo/value_loss" not in seen[0]
-    assert all(isinstance(v, float) for v in seen[0].values())
 
 
 def leave_one_out(prompts: list[int], **changes: Any) -> tuple[PPOModule, Experience]:
