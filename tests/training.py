@@ -21,8 +21,7 @@ class _Keep(Callback):
         self.seen.append(metrics)
 
 
-def fit(module: LightningModule, batches: Sequence[Any]) -> list[dict[str, float]]:
-    """One training step for each batch; returns what was logged."""
+def _trainer() -> tuple[Trainer, _Keep]:
     keep = _Keep()
     trainer = Trainer(
         accelerator="cpu",
@@ -33,8 +32,22 @@ def fit(module: LightningModule, batches: Sequence[Any]) -> list[dict[str, float
         enable_model_summary=False,
         callbacks=[keep],
     )
+    return trainer, keep
+
+
+def fit(module: LightningModule, batches: Sequence[Any]) -> list[dict[str, float]]:
+    """One training step for each batch; returns what was logged."""
+    trainer, keep = _trainer()
     trainer.fit(module, train_dataloaders=DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     return keep.seen
+
+
+def validate(module: LightningModule, batches: Sequence[Any]) -> dict[str, float]:
+    """One validation of all batches; returns what was logged."""
+    trainer, keep = _trainer()
+    trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+    (logged,) = keep.seen
+    return logged
 
 
 def gradient(module: nn.Module, losses: Iterable[Tensor]) -> Tensor:

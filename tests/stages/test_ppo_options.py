@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
-from rlhf_lightning.config import AdaptiveKLConfig, PTXConfig
+from rlhf_lightning.batches import PPOBatch, SFTBatch
+from rlhf_lightning.config import AdaptiveKLConfig, PTXConfig, ScheduleConfig
+from rlhf_lightning.stages.ppo import PPOModule
 from rlhf_lightning.stages.updates import MovingAverage
 from rlhf_lightning.stages.watching import watched
 from tests.stages.tiny_ppo import HP, batches, fit, module, weights
-from tests.tiny import prompt_batch, tiny_policy
+from tests.tiny import packed_text, prompt_batch, tiny_policy
 
 
 def test_critic_warmup_leaves_the_policy_alone_and_moves_the_value_model():
@@ -27,12 +31,15 @@ def test_critic_warmup_leaves_the_policy_alone_and_moves_the_value_model():
     assert not torch.equal(value["score.weight"], ppo.value.score.weight)
 
 
-def test_reference_refresh_copies_the_policy():
-    ppo = module(replace(HP, iterations=2, reference_refresh_every=2))
-    fit(ppo)
-    assert all(
-        torch.equal(ppo.policy.state_dict()[k], v) for k, v in ppo.reference.state_dict().items()
-    )
+def test_the_reference_is_refreshed_every_so_many_iterations_and_stands_still_between():
+    """Every second of three: it is the policy after the second, not the first and not the third."""
+    runs = [module(replace(HP, reference_refresh_every=2)) for _ in range(3)]
+    for iterations, ppo in enumerate(runs, start=1):
+        fit(ppo, batches(iterations))
+    reference = runs[-1].reference.state_dict()
+    policies = [ppo.policy.state_dict() for ppo in runs]
+    same = [all(torch.equal(policy[k], v) for k, v in reference.items()) for policy in policies]
+    assert same == [False, True, False]
 
 
 def test_ema_is_the_running_average_of_the_policy():
@@ -57,6 +64,17 @@ def test_adaptive_kl_raises_the_coefficient_where_kl_is_above_target():
     ppo = module(hp, reference=tiny_policy(9))
     fit(ppo)
     assert ppo.progress.kl_coef == pytest.approx(0.0508)
+
+
+def test_the_reward_of_an_iteration_has_the_coefficient_that_the_last_one_left():
+    """Reward = score − β·KL, with β = 0.05 in the first iteration and 0.0508 in the second (as above)."""
+    adaptive = AdaptiveKLConfig(enabled=True, target=0.01, horizon=100)
+    hp = replace(HP, iterations=2, adaptive_kl=adaptive, missing_eos="keep")
+    logged = fit(module(hp, reference=tiny_policy(9)))
+    for seen, kl_coef in zip(logged, (0.05, 0.0508), strict=True):
+        assert seen["ppo/kl_coef"] == pytest.approx(kl_coef)
+        cost = seen["rollout/score"] - seen["rollout/reward"]
+        assert cost / seen["rollout/kl_k1"] == pytest.approx(kl_coef, rel=1e-3)
 
 
 def test_target_kl_stops_the_epochs_early():
@@ -96,18 +114,63 @@ def test_a_ratio_spike_skips_the_minibatch_and_counts_it():
     assert "ppo/grad_norm" not in seen and "ppo/ptx_loss" not in seen
 
 
-def test_ptx_adds_the_text_loss_times_its_coefficient():
-    plain, mixed = module(HP), module(replace(HP, ptx=PTXConfig(coef=1.0)))
-    fit(plain)
-    seen = fit(mixed, batches(3, texts=HP.minibatches))
-    assert seen[0]["ppo/ptx_loss"] > 0
-    assert not torch.equal(weights(plain), weights(mixed))
+def uneven_text() -> SFTBatch:
+    """Four documents with 11, 7, 4 and 1 targets."""
+    text = packed_text()
+    for row, targets in enumerate((11, 7, 4, 1)):
+        text.loss_mask[row, 1 + targets :] = False
+    return text
+
+
+def one_step(coef: float, micro_batch_size: int) -> tuple[PPOModule, dict[str, float]]:
+    """One step of SGD with a rate of 1 on PPO's loss and the text's: weights move by minus the gradient."""
+    sizes = {"minibatch_size": 8, "micro_batch_size": micro_batch_size}
+    hp = replace(HP, iterations=1, epochs=1, grad_clip=1e9, ptx=PTXConfig(coef=coef), **sizes)
+    ppo = module(hp, optimizer=partial(torch.optim.SGD, lr=1.0))
+    prompts = batches(1)[0].prompts
+    return ppo, fit(ppo, [PPOBatch(prompts, [uneven_text()] if coef else [])])[0]
+
+
+@pytest.mark.parametrize("coef", [1.0, 3.0])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_ptx_adds_the_gradient_of_the_mean_token_loss_times_its_coefficient(rows: int, coef: float):
+    model, text = tiny_policy(), uneven_text()
+    logits = model(input_ids=text.ids).logits[:, :-1].flatten(0, 1)
+    targets = text.ids[:, 1:].masked_fill(~text.loss_mask[:, 1:], -100).flatten()
+    loss = cross_entropy(logits, targets, ignore_index=-100)
+    loss.backward()
+    plain, (mixed, seen) = one_step(0.0, rows)[0], one_step(coef, rows)
+    assert seen["ppo/ptx_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    both = zip(plain.policy.parameters(), mixed.policy.parameters(), strict=True)
+    added = torch.cat([(a - b).detach().flatten() for a, b in both])
+    expected = coef * torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert expected.norm() > 1
+    torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_value_models_own_learning_rate():
     ppo = module(replace(HP, value_lr=0.5))
     groups = ppo.configure_optimizers().param_groups
     assert [g["lr"] for g in groups] == [1e-3, 0.5]
+
+
+def test_the_learning_rates_fall_from_iteration_to_iteration():
+    """Linear to 0 over 4 iterations: 1, ¾, ½ and ¼ of the rate, the value model's own rate alike."""
+    linear = ScheduleConfig(name="linear", final_fraction=0.0)
+    ppo = module(replace(HP, iterations=4, schedule=linear, value_lr=2e-3))
+    rates = [seen["ppo/lr"] for seen in fit(ppo)]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    (optimizer,) = ppo.trainer.optimizers
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.25e-3, 0.5e-3])
+
+
+def test_one_norm_over_policy_and_value_model_is_clipped():
+    """SGD: θ − 0.1·g with |g| = 0.01."""
+    hp = replace(HP, iterations=1, epochs=1, minibatch_size=8, micro_batch_size=4, grad_clip=0.01)
+    ppo = module(hp, optimizer=partial(torch.optim.SGD, lr=0.1))
+    before = weights(ppo)
+    assert fit(ppo)[0]["ppo/grad_norm"] > 0.01
+    assert (weights(ppo) - before).norm() == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
 def test_an_average_of_weights_in_half_precision_is_kept_in_fp32_whatever_an_engine_casts():

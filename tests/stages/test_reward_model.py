@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -9,18 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from rlhf_lightning.batches import ComparisonBatch
-from rlhf_lightning.config import RewardConfig
+from rlhf_lightning.config import RewardConfig, ScheduleConfig
 from rlhf_lightning.data.collate import collate_comparisons
 from rlhf_lightning.data.records import pairs_of
 from rlhf_lightning.models.forward import sequence_scores
 from rlhf_lightning.stages.reward_model import RewardModule
 from tests.tiny import PAD, VOCAB, tiny_scorer
-from tests.training import fit, gradient
+from tests.training import fit, gradient, validate
 
 FAMILIES = ("llama", "gpt2")
 HP = RewardConfig(global_batch_size=8, micro_batch_size=8)
@@ -52,9 +51,9 @@ def comparisons() -> ComparisonBatch:
     return collate_comparisons(items, PAD)
 
 
-def module(family: str = "llama", hp: RewardConfig = HP) -> RewardModule:
+def module(family: str = "llama", hp: RewardConfig = HP, *, total_steps: int = 1) -> RewardModule:
     optimizer = partial(torch.optim.SGD, lr=0.1)
-    return RewardModule(hp, tiny_scorer(family=family), optimizer, total_steps=1)
+    return RewardModule(hp, tiny_scorer(family=family), optimizer, total_steps=total_steps)
 
 
 def all_scores(reward: RewardModule, batch: ComparisonBatch) -> list[float]:
@@ -85,6 +84,26 @@ def test_the_loss_is_that_of_all_pairs_by_hand(family: str) -> None:
     together = sequence_scores(reward.model, batch.ids, batch.mask)
     loss = reward.loss(together, batch, prompts=batch.prompts)
     assert loss.item() == pytest.approx(sum(losses) / 7, rel=1e-4)
+
+
+def test_margin_label_smoothing_and_centering_are_those_of_the_config() -> None:
+    """With d = s_w − s_l − 0.3·ranks: a pair costs −0.9 log σ(d) − 0.1 log σ(−d) + 0.02·((s_w + s_l)/2)²."""
+    reward = module(hp=replace(HP, margin=0.3, label_smoothing=0.1, centering=0.02))
+    batch, losses, start = comparisons(), 0.0, 0
+    scores = torch.linspace(-1.5, 2.0, len(batch.ids))
+    for ranks in RANKS:
+        mine, places = scores[start : start + len(ranks)].tolist(), sorted(set(ranks))
+        costs = []
+        for w, l in itertools.permutations(range(len(ranks)), 2):  # noqa: E741
+            if ranks[w] < ranks[l]:
+                apart = places.index(ranks[l]) - places.index(ranks[w])
+                d = mine[w] - mine[l] - 0.3 * apart
+                cost = 0.9 * math.log(1 + math.exp(-d)) + 0.1 * math.log(1 + math.exp(d))
+                costs.append(cost + 0.02 * ((mine[w] + mine[l]) / 2) ** 2)
+        losses += sum(costs) / len(costs) if costs else 0.0
+        start += len(ranks)
+    loss = reward.loss(scores, batch, prompts=batch.prompts)
+    assert loss.item() == pytest.approx(losses / 7, rel=1e-5)
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 3, 5, 8, 99])
@@ -150,14 +169,33 @@ def test_accuracy_is_the_share_of_pairs_in_the_labelers_order() -> None:
     assert fit(reward, [batch])[0]["reward/train/accuracy"] == right / len(batch.pairs)
 
 
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_validation_counts_every_pair_once_and_every_prompt_alike(size: int) -> None:
+    """Batches of a prompt with three pairs and of two prompts with one each, beside one without any."""
+    texts = [[[7], [8, 9], [10]], [[11], [12]], [[13], [14, 15]], [[16], [17]]]
+    ranks = [[0, 1, 2], [0, 1], [0, 0], [1, 0]]
+    items = [
+        ([5, 6], completions, {"completions": [""] * len(order), "ranks": order})
+        for completions, order in zip(texts, ranks, strict=True)
+    ]
+    found = [collate_comparisons(items[:1], PAD), collate_comparisons(items[1:], PAD)]
+    reward = module(hp=replace(HP, micro_batch_size=size))
+    a, b, c, d, e, _, _, f, g = (s for batch in found for s in all_scores(reward, batch))
+    prompts = [[a - b, a - c, b - c], [d - e], [g - f]]  # winner minus loser
+    right = sum(difference > 0 for pairs in prompts for difference in pairs)
+    assert 0 < right < 5
+    losses = [sum(math.log(1 + math.exp(-x)) for x in pairs) / len(pairs) for pairs in prompts]
+    logged = validate(reward, found)
+    assert logged["reward/val/pairwise_accuracy"] == reward.val_accuracy == right / 5
+    assert logged["reward/val/loss"] == pytest.approx(sum(losses) / 3, rel=1e-4)
+
+
 def test_a_validation_in_which_labelers_decided_nothing_has_no_accuracy() -> None:
     """It was 0, that of the worst model there is."""
     tied = {"completions": ["", ""], "ranks": [0, 0]}
     reward = module()
     reward.val_accuracy = 0.75
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    batch = collate_comparisons([([5, 6], [[7], [8, 9]], tied)], PAD)
-    trainer.validate(reward, DataLoader([batch], batch_size=None), verbose=False)  # type: ignore[arg-type]
+    validate(reward, [collate_comparisons([([5, 6], [[7], [8, 9]], tied)], PAD)])
     assert math.isnan(reward.val_accuracy)
 
 
@@ -206,3 +244,11 @@ def test_a_batch_without_comparisons_takes_no_step() -> None:
     before = [p.clone() for p in reward.model.parameters()]
     assert fit(reward, [collate_comparisons([], PAD)]) == []
     assert all(map(torch.equal, reward.model.parameters(), before))
+
+
+def test_the_learning_rate_falls_from_step_to_step() -> None:
+    """Linear to 0 over 4 steps: 1, ¾, ½ and ¼ of the rate."""
+    linear = ScheduleConfig(name="linear", final_fraction=0.0)
+    reward = module(hp=replace(HP, schedule=linear), total_steps=4)
+    rates = [seen["reward/train/lr"] for seen in fit(reward, [comparisons()] * 4)]
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])

@@ -42,11 +42,33 @@ def test_rows_come_back_in_the_prompts_order_with_their_own_values(
         assert (rollout.ref_logprobs[row, lengths[row] :] == 0).all()
 
 
-def collect_again(prompts, row: int, response: torch.Tensor) -> torch.Tensor:
-    """The reference's log-probabilities of one response after its unpadded prompt."""
+def collect_again(
+    prompts, row: int, response: torch.Tensor, *, seed: int = 5, temperature: float = 1.0
+) -> torch.Tensor:
+    """A model's log-probabilities of one response after its unpadded prompt; the reference's, if no other."""
     ids = torch.cat([prompts.ids[row][prompts.mask[row]], response])[None]
-    logits = tiny_policy(5)(input_ids=ids).logits[0, -len(response) - 1 : -1]
+    logits = tiny_policy(seed)(input_ids=ids).logits[0, -len(response) - 1 : -1] / temperature
     return logits.log_softmax(-1).gather(1, response[:, None])[:, 0].detach()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_temperature_divides_the_logits_of_policy_and_reference(recompute: bool) -> None:
+    prompts = prompt_batch([3, 9, 2])
+    rollout = collect(
+        prompts,
+        tiny_policy().eval(),
+        tiny_policy(5).eval(),
+        None,
+        None,
+        Sampling(6, 0.7, 3, tokenizer(), recompute_logprobs=recompute),
+        torch.Generator().manual_seed(0),
+    )
+    for row in range(3):
+        real = rollout.response_mask[row]
+        response = rollout.response_ids[row][real]
+        for seed, found in ((0, rollout.logprobs), (5, rollout.ref_logprobs)):
+            alone = collect_again(prompts, row, response, seed=seed, temperature=0.7)
+            torch.testing.assert_close(found[row][real], alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("limit", "rows"), [(1, 3), (10 * 6 * 40, 9), (12 * 6 * 40, 12)])

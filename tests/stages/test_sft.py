@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rlhf_lightning.batches import SFTBatch
-from rlhf_lightning.config import SFTConfig
+from rlhf_lightning.config import ScheduleConfig, SFTConfig
 from rlhf_lightning.data.collate import Encoded, pack
 from rlhf_lightning.models.forward import packed_logits
 from rlhf_lightning.stages.sft import SFTModule
@@ -33,9 +33,9 @@ def documents(lengths: list[int], seed: int = 0) -> list[Encoded]:
     return made
 
 
-def module(family: str = "llama", hp: SFTConfig = HP) -> SFTModule:
+def module(family: str = "llama", hp: SFTConfig = HP, *, total_steps: int = 1) -> SFTModule:
     optimizer = partial(torch.optim.SGD, lr=0.1)
-    return SFTModule(hp, tiny_policy(family=family), optimizer, total_steps=1)
+    return SFTModule(hp, tiny_policy(family=family), optimizer, total_steps=total_steps)
 
 
 def rows_of_one(made: list[Encoded]) -> SFTBatch:
@@ -115,3 +115,12 @@ def test_a_training_step_is_the_same_whatever_the_micro_batch() -> None:
     start = torch.cat([p.detach().flatten() for p in module().parameters()])
     assert (ends[0] - start).norm() == pytest.approx(0.1 * 0.5, rel=1e-3)
     torch.testing.assert_close(ends[0], ends[1], atol=1e-6, rtol=1e-5)
+
+
+def test_the_learning_rate_falls_from_step_to_step() -> None:
+    """Linear to 0 over 4 steps: 1, ¾, ½ and ¼ of the rate."""
+    linear = ScheduleConfig(name="linear", final_fraction=0.0)
+    sft = module(hp=replace(HP, schedule=linear), total_steps=4)
+    logged = fit(sft, [pack(documents([9, 7]), 16, PAD)] * 4)
+    rates = [seen["sft/train/lr"] for seen in logged]
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
