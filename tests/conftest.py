@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 
@@ -26,6 +27,22 @@ def finished_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("pipeline") / "outputs"
     rlhf_here(f"outputs={outputs}")
     return outputs
+
+
+@pytest.fixture
+def began_with(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The checkpoint's name of each training in this process; None: it began anew."""
+    from lightning.pytorch import Trainer
+
+    found: list[str | None] = []
+    fit = Trainer.fit
+
+    def noting(trainer: Trainer, *args: Any, ckpt_path: Path | None, **kwargs: Any) -> None:
+        found.append(None if ckpt_path is None else ckpt_path.name)
+        fit(trainer, *args, ckpt_path=ckpt_path, **kwargs)
+
+    monkeypatch.setattr(Trainer, "fit", noting)
+    return found
 
 
 @pytest.fixture

@@ -15,11 +15,28 @@ from rlhf_lightning.config import RootConfig
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.signatures import config_fields, signature
 
-GROUPS = [
-    f"{file.parent.relative_to(compose.conf_dir())}={file.stem}"
-    for group in "model ppo sft reward generate data trainer logger callbacks experiment".split()
-    for file in sorted((compose.conf_dir() / group).glob("*.yaml"))
+CHOSEN_AS = {
+    "adapter": "adapter@sft.lora",
+    "optimizer": "optimizer@sft.optimizer",
+    "schedule": "schedule@sft.schedule",
+    "slurm": "slurm@pipeline.slurm",
+}
+"""Groups that have their place under a stage."""
+OPTIONS = [
+    f"{CHOSEN_AS.get(group.name, group.name)}={file.stem}"
+    for group in sorted(compose.conf_dir().iterdir())
+    if group.is_dir() and group.name != "hydra"  # Hydra's own: no part of the tree that is checked
+    for file in sorted(group.glob("*.yaml"))
 ]
+TARGET = "reward_source.parts.function.target=tests.rewards.mine.words"
+NEEDS = {
+    "model=hf": ["model.path=somewhere"],
+    "experiment=own_data": ["model.path=somewhere"],
+    "reward_source=function": [TARGET],
+    "reward_source=weighted": [TARGET],
+    "reward_source=model": ["reward_source.parts.model.path=some/hub_id"],
+}
+"""Option → what it leaves to the user."""
 
 
 RLOO = ("ppo.advantage=rloo", "ppo.samples_per_prompt=4")
@@ -42,9 +59,9 @@ def complaint(*overrides: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("option", GROUPS)
+@pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_passes_the_check(option: str, tmp_path: Path) -> None:
-    needs = ["model.path=somewhere"] if option in ("model=hf", "experiment=own_data") else []
+    needs = NEEDS.get(option, [])
     if option == "experiment=sentiment_gpt":  # its lexicon is read by the check
         lexicon = tmp_path / "vader_lexicon" / "vader_lexicon.txt"
         lexicon.parent.mkdir()

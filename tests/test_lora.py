@@ -25,6 +25,7 @@ from rlhf_lightning.batches import Experience
 from rlhf_lightning.config import ModelConfig
 from rlhf_lightning.functional.scores import RunningMoments
 from rlhf_lightning.models.adapters import (
+    REFERENCE,
     TRAINED,
     VALUE,
     AdapterView,
@@ -162,7 +163,7 @@ def rows(run: Path) -> int:
 
 
 def test_ppo_with_adapters_killed_and_started_again_ends_in_the_same_adapter(
-    outputs: Path, tmp_path: Path
+    outputs: Path, tmp_path: Path, began_with: list[str | None]
 ) -> None:
     """With a reference that is refreshed: its adapter is in the checkpoint too."""
     command = [f"outputs={outputs}", "task=ppo", *LORA, "logger=none", "ppo.iterations=5"]
@@ -183,6 +184,7 @@ def test_ppo_with_adapters_killed_and_started_again_ends_in_the_same_adapter(
     assert checkpoint and not frozen  # they come back with the parent's artifact
     rlhf_here(*command, f"run_dir={broken}")
     rlhf_here(*command, f"run_dir={straight}")
+    assert began_with == ["last.ckpt", None]
     assert bytes_of(broken) == bytes_of(straight)
 
 
@@ -229,6 +231,7 @@ def test_policy_reference_value_and_reward_share_one_backbone(
     ppo = made(outputs, *LORA)
     reward: Any = ppo.reward
     assert isinstance(ppo.reference, AdapterView) and ppo.reference.trunk is ppo.policy
+    assert ppo.reference.adapter is None
     assert isinstance(ppo.value, TrunkScorer) and ppo.value.trunk is ppo.policy
     (scorer,) = (m for m in reward.modules() if isinstance(m, TrunkScorer))
     assert scorer.trunk is ppo.policy
@@ -237,6 +240,38 @@ def test_policy_reference_value_and_reward_share_one_backbone(
     each = sum(t.numel() for t in adapter.values())
     # one backbone, three adapters (policy, value, reward), two heads of 32 numbers
     assert parameters(ppo, ppo.reference, reward) == backbone + 3 * each + 2 * 32
+
+
+def test_a_reference_that_is_refreshed_has_an_adapter_of_its_own(outputs: Path, made: Any) -> None:
+    reference = made(outputs, *LORA, "ppo.reference_refresh_every=2").reference
+    assert isinstance(reference, AdapterView) and reference.adapter == REFERENCE
+
+
+def test_a_reward_model_on_the_policys_backbone_has_its_bias_and_gain(
+    outputs: Path, stages: dict[str, Path], made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((stages["reward"] / "config.json").read_text())
+    assert config["reward_bias"] != 0 and config["reward_gain"] == 1
+    # as if reward.calibrate_gain had been set
+    monkeypatch.setattr(ppo_models, "load_config", lambda _: config | {"reward_gain": 3.0})
+    ppo = made(outputs, *LORA)
+    (scorer,) = (m for m in ppo.reward.modules() if isinstance(m, TrunkScorer))
+    for model in (scorer, ppo.value):
+        assert model.config.reward_bias == config["reward_bias"]
+        assert model.config.reward_gain == 3.0
+
+
+@pytest.mark.parametrize("kind", [LORA, ()], ids=["adapter", "separate"])
+def test_the_value_model_begins_with_the_reward_models_head(
+    kind: Sequence[str],
+    outputs: Path,
+    finished_pipeline: Path,
+    stages: dict[str, Path],
+    made: Any,
+) -> None:
+    reward = stages["reward"] if kind else only(finished_pipeline / "reward") / "artifact"
+    head = load_file(reward / "model.safetensors")["score.weight"]
+    assert torch.equal(made(outputs, *kind).value.score.weight, head)
 
 
 @pytest.mark.parametrize("kind", [LORA, ()], ids=["adapter", "separate"])

@@ -7,12 +7,15 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import AutoTokenizer
 
 from rlhf_lightning import compose
+from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.errors import UserError
 from tests.harness import json_lines, only, rlhf, rlhf_here, start
 
@@ -54,6 +57,24 @@ def test_a_pipeline_leaves_every_promised_metric_and_file(pipeline_outputs: Path
     did = "Pretraining, supervised fine-tuning, a reward model from ranked completions, PPO."
     assert did in report
     assert "http://" not in report.replace("http://www.w3.org", "") and "<script src" not in report
+
+
+def test_what_measures_a_pipeline_was_held_out(finished_pipeline: Path) -> None:
+    root = compose.check(compose.compose(["experiment=debug"]))
+    mixture = Mixture(root.mix, root.seed)
+    reward, ppo, evaluate = (only(finished_pipeline / t) for t in ("reward", "ppo", "evaluate"))
+    first = {
+        split: [record["prompt"] for record in mixture.records("prompt", split, 60)]
+        for split in ("train", "validation", "test")
+    }
+    for split, prompts in first.items():
+        rows = json_lines(reward / "data" / f"comparisons_{split}.jsonl")
+        assert all(row["prompt"] in prompts for row in rows)
+    assert all(row["prompt"] in first["test"] for row in json_lines(evaluate / "samples.jsonl"))
+    tokenizer = AutoTokenizer.from_pretrained(ppo / "artifact")
+    as_text = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    watched = {row["prompt"] for row in json_lines(ppo / "samples.jsonl")}
+    assert len(watched) == 2 and watched <= {as_text(prompt) for prompt in first["validation"]}
 
 
 def test_tensorboard_holds_the_scalars_the_tables_and_the_heat_strips(

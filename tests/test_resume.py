@@ -58,6 +58,8 @@ def test_ppo_killed_at_three_moments_ends_in_the_same_weights(
         process.communicate()
         assert not (broken / "artifact").exists()
     finished(start(tmp_path, *command, f"run_dir={broken}"))
+    # at least after the second kill and after the third
+    assert (broken / "log.txt").read_text().count("goes on from") >= 2
     assert weights(broken) == weights(straight)
     metrics = [
         json.loads((run / "metrics.json").read_text())["metrics"] for run in (straight, broken)
@@ -78,8 +80,9 @@ SIGNALLED = {
 @pytest.mark.parametrize("task", ["sft", "ppo"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_checkpoints_first_and_the_same_command_goes_on(
-    pipeline_outputs: Path, tmp_path: Path, signum: signal.Signals, code: int, task: str
-) -> None:
+    pipeline_outputs: Path, tmp_path: Path, signum: signal.Signals, code: int, task: str,
+    began_with: list[str | None],
+) -> None:  # fmt: skip
     command = [f"outputs={pipeline_outputs}", f"task={task}", *SIGNALLED[task]]
     run = tmp_path / "run"
     process = start(tmp_path, *command, f"run_dir={run}")
@@ -93,12 +96,13 @@ def test_a_signal_checkpoints_first_and_the_same_command_goes_on(
     rlhf_here(*command, f"run_dir={run}")
     straight = tmp_path / "straight"
     rlhf_here(*command, f"run_dir={straight}")
+    assert began_with == ["last.ckpt", None]
     assert weights(run) == weights(straight)
 
 
 @pytest.mark.parametrize("task", ["pretrain", "reward"])
 def test_the_other_stages_resume_to_the_bit_too(
-    pipeline_outputs: Path, tmp_path: Path, task: str
+    pipeline_outputs: Path, tmp_path: Path, task: str, began_with: list[str | None]
 ) -> None:
     sizes = {
         "pretrain": ["pretrain.examples=640"],
@@ -110,9 +114,11 @@ def test_the_other_stages_resume_to_the_bit_too(
     wait_for(lambda: rows(run) >= 4, process)
     process.kill()
     process.communicate()
+    assert not (run / "artifact").exists()
     time.sleep(0.1)
     rlhf_here(*command, f"run_dir={run}")
     rlhf_here(*command, f"run_dir={straight}")
+    assert began_with == ["last.ckpt", None]
     assert weights(run) == weights(straight)
 
 

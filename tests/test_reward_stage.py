@@ -11,14 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_lightning import compose
 from rlhf_lightning.config import RewardConfig
+from rlhf_lightning.data.index import Rules, splits_of
 from rlhf_lightning.data.mixture import Mixture
+from rlhf_lightning.data.records import SPLITS, key_hash, split_key
 from rlhf_lightning.tasks import reward as stage
+from rlhf_lightning.tasks import reward_metrics
 from rlhf_lightning.tasks.reward_metrics import Judged, split_metrics
 from tests.harness import json_lines, only, rlhf_here
 
@@ -71,6 +75,36 @@ def test_accuracy_is_told_by_source_and_by_the_labelers_agreement() -> None:
 def test_a_split_without_pairs_has_no_accuracy() -> None:
     found = split_metrics([])
     assert math.isnan(found["reward/pairwise_accuracy"]) and found["reward/pairs"] == 0
+
+
+def test_each_split_has_its_own_numbers_and_some_are_of_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    validation = [
+        judged([2.0, 1.0, 0.0], [0, 1, 2], ["x", "xx", "xxx"]),  # 3 of 3
+        judged([0.0, 1.0], [0, 1], ["xxx", "x"]),  # 0 of 1
+    ]
+    test = [judged([1.0, 3.0], [0, 1], ["x", "xx"])]  # 0 of 1
+    monkeypatch.setattr(reward_metrics, "scored", lambda *given, what: given[-1])
+    mixture = SimpleNamespace(
+        gold=lambda record, text: SimpleNamespace(total=-len(text)), labeler_agreement=lambda: 0.9
+    )
+    job, model = SimpleNamespace(mixture=mixture), SimpleNamespace(config=SimpleNamespace())
+    held_out: Any = {"validation": validation, "test": test}
+    found = reward_metrics.accuracies(
+        cast("Any", job), cast("Any", model), cast("Any", None), held_out
+    )
+    assert found["reward/pairwise_accuracy"] == 3 / 4
+    assert found["reward/pairwise_accuracy/test"] == 0
+    assert found["reward/pairwise_accuracy_held_out_labelers"] == 0
+    assert (found["reward/pairs"], found["reward/pairs/test"]) == (4, 1)
+    assert {k: v for k, v in found.items() if "_k" in k} == {
+        "reward/pairwise_accuracy_k2": 0.0, "reward/pairwise_accuracy_k3": 1.0
+    }  # fmt: skip
+    # the shorter is the better: 3 of 3, 1 of 1 and 0 of 1
+    assert found["reward/gold_accuracy"] == 4 / 5
+    assert found["reward/score_std"] == pytest.approx(statistics.stdev([2, 1, 0, 0, 1, 1, 3]))
+    assert found["labelers/agreement"] == 0.9
 
 
 def rankings(path: Path, name: str, count: int) -> None:
@@ -129,6 +163,13 @@ def test_rankings_alone_train_a_reward_model(trained: Path) -> None:
     # the tokenizer was trained on the rankings' own texts
     vocabulary = json.loads((trained / "artifact/tokenizer.json").read_text())["model"]["vocab"]
     assert any("grass" in token for token in vocabulary)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_rankings_stay_in_their_split(trained: Path, split: str) -> None:
+    rows = json_lines(trained / "data" / f"comparisons_{split}.jsonl")
+    keys = np.array([key_hash(split_key(row)) for row in rows], np.uint64)
+    assert {SPLITS[i] for i in splits_of(keys, Rules(0.2, 0.2))} == {split}
 
 
 def test_a_head_of_zeros_begins_with_equal_scores(trained: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from rlhf_lightning.data import formats
 from rlhf_lightning.data.files import FileSource
 from rlhf_lightning.data.formats import FORMATS, Removed
+from rlhf_lightning.data.index import Rules
 from rlhf_lightning.errors import UserError
 from tests.data.formats_rows import CSV, EXAMPLES, HH, QA, TREE, A, B, U, node
 
@@ -233,6 +234,17 @@ def test_rows_without_judgement_and_repeated_rows_are_counted(tmp_path):
     assert source.removed == {"all_tied": 2, "duplicate": 1}
     assert records(source, "comparison") == [good]
     assert records(source, "prompt") == [{"prompt": [U]}]  # once, though two rows ask it
+
+
+def test_only_comparisons_may_be_several_labels(tmp_path):
+    said = {"prompt": "Which?", "completion": "a"}
+    ranked = {"prompt": "Which?", "completions": ["a", "b"], "ranks": [0, 1]}
+    for name, row in (("said", said), ("ranked", ranked)):
+        (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    source = FileSource(tmp_path, rules=Rules(0, 0, keep_repeats=True))
+    sizes = {kind: source.size(kind, "train") for kind in source.kinds}
+    assert sizes == {"comparison": 3, "demonstration": 1, "prompt": 1}
+    assert source.removed == {"duplicate": 2}  # of the demonstration
 
 
 def test_a_conversation_ends_with_its_last_answer_and_without_one_it_is_a_prompt():

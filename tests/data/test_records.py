@@ -156,6 +156,18 @@ def test_prompts_that_differ_in_case_or_space_have_one_key():
     assert prompt_key([USER]) == prompt_key([other])
 
 
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("Ｎame ﬁsh", "name fish"),  # a wide letter, and two letters written as one
+        ("STRASSE", "straße"),
+    ],
+)
+def test_prompts_of_the_same_letters_in_other_signs_have_one_key(text, other):
+    keys = {prompt_key([{"role": "user", "content": content}]) for content in (text, other)}
+    assert len(keys) == 1
+
+
 def test_all_turns_of_a_conversation_share_a_split():
     later = {"prompt": [USER, REPLY, {"role": "user", "content": "Another."}]}
     assert split_key(later) == split_key({"prompt": [USER]}) == split_key(DEMONSTRATION)
