@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,35 @@ def imported(target: str, key: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever a module of the user's raises
         reason = " ".join(str(error).split())
-        raise UserError(f"{rule} ({type(error).__name__}: {reason})") from error
+        missing = isinstance(error, ModuleNotFoundError) and (f"{error.name}." in f"{module}.")
+        hint = "; PYTHONPATH=FOLDER names the folder that it is in" if missing else ""
+        raise UserError(f"{rule} ({type(error).__name__}: {reason}{hint})") from error
+
+
+def edited_since(settings: Any, moment: float) -> list[Path]:
+    """Files of the functions and classes that settings name (each `target`) which were changed after a moment (seconds,
+    as files have it); those of this project are not looked at."""
+    found = {_file_of(target) for target in _targets(settings)}
+    own = Path(__file__).parent
+    return sorted(f for f in found if f and own not in f.parents and f.stat().st_mtime > moment)
+
+
+def _targets(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        if isinstance(target := settings.get("target"), str):
+            yield target
+        for value in settings.values():
+            yield from _targets(value)
+
+
+def _file_of(target: str) -> Path | None:
+    """The file of an import path's module; None where there is none (or none any more)."""
+    try:
+        spec = importlib.util.find_spec(target.rpartition(".")[0])
+    except (ImportError, ValueError):
+        return None
+    file = None if spec is None or spec.origin is None else Path(spec.origin)
+    return file if file is not None and file.is_file() else None
 
 
 def made(cls: Any, target: str, args: Mapping[str, Any], key: str) -> Any:

@@ -21,6 +21,7 @@ from rlhf_lightning.config import PipelineConfig, RootConfig
 from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.needs import require_records
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.foreign import edited_since
 from rlhf_lightning.launch.stage import generate_in_processes, stage_in_processes
 from rlhf_lightning.parents import artifact, missing_parents, state, with_finished_parents
 from rlhf_lightning.plan import Planner, StagePlan, require_model_folder, stage_name
@@ -190,12 +191,24 @@ def _command(plan: StagePlan, overrides: Sequence[str]) -> str:
     return shlex.join(["rlhf", *config_flags(), *task, *kept])
 
 
+def _say_finished(label: str, run: Run, plans: Sequence[StagePlan]) -> None:
+    log.info("%s: finished already, %s", label, run.path)
+    moment = run.metrics_json.stat().st_mtime
+    for file in dict.fromkeys(f for plan in plans for f in edited_since(plan.identity, moment)):
+        log.warning(
+            "%s: %s was changed after this run had finished; code does not name a run, so another args, name or run_dir"
+            " trains with it, or the old run's removal",
+            label,
+            file,
+        )
+
+
 def run_stage(plan: StagePlan, mixture: Mixture, stop: Stop, overrides: Sequence[str]) -> Run:
     """Claim the stage's run and do its task, unless it is finished already."""
     root = replace(plan.root, task=plan.task, run_dir=str(plan.folder) if plan.folder else None)
     with _claimed(plan.path, plan.task, plan.name, root, plan.identity, overrides, stop) as run:
         if run.finished:
-            log.info("%s: finished already, %s", plan.label, run.path)
+            _say_finished(plan.label, run, [plan])
             return run
         log.info("%s: %s %s", plan.label, "continues" if run.continued else "new,", run.path)
         with _log_file(run.log):
@@ -292,7 +305,7 @@ def run_pipeline(
     with ExitStack() as stack:
         run = stack.enter_context(_claimed(path, "pipeline", name, root, identity, overrides, stop))
         if run.finished:
-            log.info("pipeline: finished already, %s", run.path)
+            _say_finished("pipeline", run, plans)
             _mark_latest(root.outputs, run.path)
             return run.metrics
         stack.enter_context(_log_file(run.log))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -479,3 +481,30 @@ def test_the_value_model_of_a_reward_that_is_not_learned_says_zero(
     theirs = dict(policy.model.named_parameters())
     assert all(torch.equal(p, theirs[n]) for n, p in value.model.named_parameters())
     assert only(own_outputs / "sft").name == sft.parent.name
+
+
+def test_a_finished_run_tells_that_its_function_was_changed_since(
+    tmp_path: Path,
+    finished_pipeline: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Code names no run: the same command trained nothing, and said nothing."""
+    file = tmp_path / "brevity_of_mine.py"
+    file.write_text("def score(prompt, response):\n    return -float(len(response))\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sft = only(finished_pipeline / "sft") / "artifact"
+    command = [
+        *(f"outputs={tmp_path / 'outputs'}", "task=ppo", f"ppo.init.policy={sft}", "logger=none"),
+        *(WORDS[0], "reward_source.parts.function.target=brevity_of_mine.score"),
+        *("ppo.iterations=1", "ppo.eval_prompts=8"),
+    ]
+    rlhf_here(*command)
+    caplog.clear()
+    rlhf_here(*command)
+    assert not [r for r in caplog.records if "was changed" in r.getMessage()]
+    later = time.time() + 5
+    os.utime(file, (later, later))
+    rlhf_here(*command)
+    (told,) = (r.getMessage() for r in caplog.records if "was changed" in r.getMessage())
+    assert told.startswith(f"ppo: {file} was changed after this run had finished")

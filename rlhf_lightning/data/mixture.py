@@ -69,6 +69,11 @@ class Mixture:
             for reason, count in reasons.items()
         }
 
+    def _left_out(self, name: str) -> str:
+        reasons = self.removed.get(name, {})
+        listed = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.items())
+        return f", left out: {listed}" if listed else ""
+
     def say_removed(self, say: Callable[[str], None]) -> None:
         """Tell once what was left out of each source, and why."""
         if not self._said:
@@ -232,9 +237,12 @@ class Mixture:
         having = [name for name in self.sources if kind in self.kinds_of(name)]
         if not having:
             seen = "; ".join(
-                f"{n} has {', '.join(sorted(self.kinds_of(n))) or 'nothing'}" for n in self.sources
+                f"{n} has {', '.join(sorted(self.kinds_of(n))) or 'nothing'}{self._left_out(n)}"
+                for n in self.sources
             )
-            raise UserError(f"mix.sources: no source has {_plural(kind)} ({seen})")
+            asks = any({"comparison", "prompt"} & self.kinds_of(n) for n in self.sources)
+            remedy = _REMEDY.get(kind, "") if asks else ""
+            raise UserError(f"mix.sources: no source has {_plural(kind)} ({seen}){remedy}")
         weights = {name: self._weight(name) for name in having}
         sizes = {name: self.size_of(name, kind, split) for name in having}
         members = [
@@ -284,6 +292,15 @@ def _checked(name: str, source: Source, kind: str, split: str, place: int) -> Re
     record = source.record(kind, split, place)
     where = f"mix.sources.{name} {split}[{place}]"
     return validate(kind, record, where=where, allow_all_tied=True)
+
+
+_REMEDY = {
+    "demonstration": "; without demonstrations PPO begins from model.path: reward.init.policy=none ppo.init.policy=none"
+    " evaluate.models.sft=none evaluate.models.base=skip",
+    "comparison": "; without comparisons a function or another reward model is the score: reward_source=function or"
+    " reward_source=model",
+}
+"""What a command does without records of a kind."""
 
 
 def _plural(kind: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.evaluation.page import inline, render_page
 from rlhf_lightning.evaluation.samples import GOLD_PARTS, ModelSamples
+from rlhf_lightning.evaluation.summary import summary
 from rlhf_lightning.runs.files import write_text
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def render_report(data: ReportData) -> str:
         metrics=dict(data.metrics),
         models=[m for m in data.models if f"{m}/gold_score" in data.metrics],
         wins=_wins(data),
+        summary=summary(data.metrics, _measured(data)),
         reward=_reward_rows(data.metrics),
         known=_known_rows(data),
         measured=_measured(data),

@@ -69,7 +69,7 @@ def build_known(part: RewardPartConfig, *, key: str) -> nn.Module:
     if part.kind == "model":
         return load_external(part, key=key)
     assert part.target is not None
-    return TextReward(load_function(part.target, part.args, key=key))
+    return TextReward(load_function(part.target, part.args, key=key), key=key)
 
 
 def _learned(source: RewardSourceConfig, learned: Learned) -> nn.Module:

@@ -6,11 +6,12 @@ Nothing here imports torch: it is done before anything is loaded, and what is wr
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.foreign import imported, made
 
 Function = Callable[..., float]
@@ -42,11 +43,30 @@ def wants_record(function: Callable[..., Any]) -> bool:
 
 
 def call_function(
-    function: Function, prompt: str, response: str, record: Mapping[str, Any]
+    function: Function, prompt: str, response: str, record: Mapping[str, Any], *, key: str
 ) -> float:
-    """The score of one response, by a function that may or may not want the record."""
+    """The score of one response, by a function that may or may not want the record.
+
+    Raises: RunFailed that begins with `key` if the function raises anything, or returns no number.
+    """
     named = {"record": record} if wants_record(function) else {}
-    return float(function(prompt, response, **named))
+    try:
+        found = function(prompt, response, **named)
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())
+        raise RunFailed(
+            f"{key}.target raised {type(error).__name__}: {reason} ({_last_line(error)})"
+        ) from error
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        raise RunFailed(f"{key}.target must return one number, got {found!r:.60}") from None
+
+
+def _last_line(error: BaseException) -> str:
+    """Where the error was raised: file and line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def _require_two_texts(function: Any, target: str, args: Mapping[str, Any], key: str) -> None:

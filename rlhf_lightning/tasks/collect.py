@@ -69,6 +69,8 @@ def _path(run: Path, split: str) -> Path:
 
 def _spoken(job: Job, split: str, count: int) -> Iterator[dict[str, Any]]:
     """The sources' own comparisons."""
+    if split == "train":
+        job.say_share("comparison", count, key="reward.prompts")
     size = job.mixture.size("comparison", split)
     count = count if size is None else min(count, size)
     start = job.round_start("comparison") if split == "train" else 0
@@ -160,7 +162,10 @@ def _ranker(job: Job, tokenizer: PreTrainedTokenizerFast, split: str) -> Ranker:
     def known(prompt: Prompt, texts: list[str]) -> list[int]:
         asked = str(tokenizer.decode(prompt.ids))
         scores = [
-            sum(w * call_function(f, asked, text, prompt.record) for w, f in parts.values())
+            sum(
+                weight * call_function(f, asked, text, prompt.record, key=f"reward.rank_by.{name}")
+                for name, (weight, f) in parts.items()
+            )
             for text in texts
         ]
         require_finite(

@@ -20,6 +20,7 @@ from rlhf_lightning.evaluation.known import gains
 from rlhf_lightning.evaluation.metrics import Reading, model_metrics, win_rates
 from rlhf_lightning.evaluation.report import turns_of
 from rlhf_lightning.evaluation.samples import ModelSamples
+from rlhf_lightning.evaluation.summary import summary_lines
 from rlhf_lightning.functional.kl import kl_k1, kl_k3
 from rlhf_lightning.functional.paired import sign_flip_p
 from rlhf_lightning.models.loading import (
@@ -64,6 +65,8 @@ def run(job: Job) -> dict[str, float]:
         max_prompt_tokens=job.root.ppo.max_prompt_tokens,
         say=job.say,
     )
+    if len(prompts) < hp.prompts:
+        job.say(f"{len(prompts)} test prompts there are, where evaluate.prompts={hp.prompts}")
     judges = _judges(job, tokenizer)
     reference = _load(job, hp.reference, tokenizer)
     told: dict[str, float] = {}
@@ -85,7 +88,10 @@ def run(job: Job) -> dict[str, float]:
         metrics |= model_metrics(samples, _reading(job))
     by_name = {samples.name: samples for samples in found}
     p_value = lambda differences: sign_flip_p(torch.tensor(differences))  # noqa: E731
-    return metrics | win_rates(by_name) | gains(by_name, hp.reference, p_value)
+    metrics = metrics | win_rates(by_name) | gains(by_name, hp.reference, p_value)
+    for line in summary_lines(metrics, list(by_name)):
+        job.say(line)
+    return metrics
 
 
 @dataclass

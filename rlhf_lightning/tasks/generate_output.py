@@ -17,13 +17,18 @@ from rlhf_lightning.foreign import without_controls
 from rlhf_lightning.runs.files import own_directory, temporary_name
 
 Row = dict[str, Any]
+OTHER_FORMATS = (".csv", ".gz", ".json", ".parquet", ".zst")
+"""Suffixes of what is not written here."""
 
 
 def require_place(output: str | None, source: str | None, *, overwrite: bool) -> None:
-    """Raises: UserError if `output` is a folder, is the input, cannot be written, or is there and must stay."""
+    """Raises: UserError if `output` is named as another format, is a folder or the input, cannot be written, or is
+    there and must stay."""
     if output is None:
         return
     path = Path(output)
+    if path.suffix in OTHER_FORMATS:
+        raise UserError(f"output must be a JSON Lines file (.jsonl), got {output!r}")
     if path.is_dir():
         raise UserError(f"output must be a file, got the folder {output!r}")
     if path.exists() and not path.is_file():

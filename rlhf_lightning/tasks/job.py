@@ -124,6 +124,12 @@ class Job:
 
         logging.getLogger("rlhf_lightning").info("%s: %s", self.task, message)
 
+    def say_share(self, kind: str, count: int, *, key: str) -> None:
+        """Tell where `key` is less than there is to learn from."""
+        size = self.mixture.size(kind, "train")
+        if size is not None and count < size:
+            self.say(f"{key}={count} of {size} records ({kind}) for training are used")
+
     def round_start(self, kind: str) -> int:
         """The first training record of this round: rounds of an endless mix never see the same ones, those of a finite
         one begin a pass of their own."""

@@ -26,6 +26,7 @@ def run(job: Job) -> dict[str, float]:
     hp: SFTConfig = getattr(job.root, stage)
     kind = "text" if stage == "pretrain" else "demonstration"
     job.mixture.say_removed(job.say)
+    job.say_share(kind, hp.examples, key=f"{stage}.examples")
     tokenizer, model = _start(job)
     require_packable(model, length=hp.max_length, key=f"{stage}.max_length")
     add_trained_adapter(job, model, hp.lora)

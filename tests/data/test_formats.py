@@ -207,6 +207,7 @@ def test_a_malformed_row_of_a_known_format_is_refused_with_its_place(
         ({"prompt": "a", "completion": " <|endoftext|>"}, "empty"),
         ({"instruction": "a", "output": ""}, "empty"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "identical"),
+        ({"prompt": "a", "chosen": " ", "rejected": "b"}, "empty"),  # a cell that nobody filled in
         ({"chosen": [U, A, U, A], "rejected": [U, B, U, A]}, "differs_before_the_last_turn"),
         ({"chosen": [A], "rejected": [B], "prompt": [A]}, "no_prompt"),
         ({"source": [], "target": ["a"]}, "empty"),
@@ -550,8 +551,8 @@ def test_a_longer_conversation_is_not_strung(tmp_path):
         # 2,294 pairs
         (
             "hh_rlhf_harmless_test/test.jsonl.gz",
-            {"comparison": 2289},
-            {"differs_before_the_last_turn": 5},
+            {"comparison": 2285},
+            {"differs_before_the_last_turn": 5, "empty": 4},
         ),
         ("self_instruct/seed_tasks.jsonl", {"demonstration": 175}, {}),
         # 1,992 + 619 + 618 papers, one twice

@@ -198,7 +198,7 @@ def test_the_world_has_all_kinds_truth_labelers_and_rewordings():
         (
             {"a": numbers(kinds=("text",)), "p": SourceConfig(target=f"{HERE}.Plain")},
             {},
-            r"mix.sources: no source has demonstrations \(a has text; p has prompt\)",
+            r"mix.sources: no source has demonstrations \(a has text; p has prompt.*\); .*reward.init.policy=none",
         ),
         (
             {"a": numbers(size=0), "b": numbers()},

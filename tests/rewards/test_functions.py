@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import RunFailed, UserError
 from rlhf_lightning.rewards.functions import load_function, wants_record
+from rlhf_lightning.rewards.text import TextReward
+from tests.rewards.requests import request, tokenizer
 
 MINE = "tests.rewards.mine"
 KEY = "reward_source.parts.mine"
@@ -50,6 +53,35 @@ def test_what_cannot_be_a_reward_is_one_line_with_the_key(
         load_function(target, args, key=KEY)
     assert expected in str(caught.value)
     assert str(caught.value).startswith(KEY) and "\n" not in str(caught.value)
+
+
+def a_list(prompt: str, response: str) -> list[float]:
+    return [1.0]
+
+
+def divides(prompt: str, response: str) -> float:
+    return 1 / len(response)
+
+
+def ends(prompt: str, response: str) -> float:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (a_list, r"^reward_source\.parts\.mine\.target must return one number, got \[1\.0\]$"),
+        (divides, r"mine\.target raised ZeroDivisionError: division by zero \(.*test_functions\.py:\d+\)$"),
+        (ends, r"mine\.target raised SystemExit: 3 \("),
+    ],
+)  # fmt: skip
+def test_a_function_that_fails_is_one_line_with_the_key_and_the_place(
+    function: Any, expected: str
+) -> None:
+    """It was a traceback of a hundred lines, or the end of the process."""
+    with pytest.raises(RunFailed, match=expected) as caught:
+        TextReward(function, key=KEY)(request(tokenizer(), [""]))
+    assert "\n" not in str(caught.value)
 
 
 def test_finding_a_function_does_not_load_torch() -> None:

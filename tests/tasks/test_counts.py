@@ -64,6 +64,7 @@ def test_demonstrations_left_out_are_counted(run: Run, over_long: str, said: str
         *("task=sft", "sft.init.policy=none", f"mix.over_long={over_long}"),
     )
     assert metrics["data/mine/duplicate"] == 2
+    assert "sft.examples=" not in log  # no less than there are
     assert metrics["sft/examples"] == (40 if over_long == "drop" else 43)
     assert metrics["sft/examples_too_long"] == (3 if over_long == "drop" else 0)
     assert metrics["sft/examples_cut"] == (3 if over_long == "cut" else 0)
@@ -115,3 +116,24 @@ def test_prompts_left_out_are_counted(run: Run, over_long: str) -> None:
     assert metrics["ppo/prompts_cut"] == (0 if dropped else 3)
     assert "left out of mix.sources.mine: 2 duplicate" in log
     assert ("3 prompts too long" if dropped else "3 prompts cut") in log
+
+
+def test_what_is_not_used_is_told(run: Run) -> None:
+    """Nano's number of prompts holds for any file, too."""
+    rows = [{**r, "completions": ["It is.", "No."], "ranks": [0, 1]} for r in prompts("train", 20)]
+    held_out = [
+        {**r, "completions": ["It is.", "No."], "ranks": [0, 1]}
+        for s in SPLITS[1:]
+        for r in prompts(s, 4)
+    ]
+    metrics, log = run(
+        [*rows, *held_out],
+        *(
+            "task=reward",
+            "reward.init.policy=none",
+            "reward.completions=speakers",
+            "reward.prompts=12",
+        ),
+    )
+    assert metrics["reward/prompts"] == 12
+    assert "reward.prompts=12 of 20 records (comparison) for training are used" in log

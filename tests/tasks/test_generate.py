@@ -16,7 +16,7 @@ from rich.console import Console
 from rlhf_lightning.data.encode import encode_prompts
 from rlhf_lightning.errors import Interrupted, RunFailed, UserError
 from rlhf_lightning.tasks import generate
-from rlhf_lightning.tasks.generate_output import printed, written
+from rlhf_lightning.tasks.generate_output import printed, require_place, written
 from tests.harness import json_lines, rlhf_here
 
 QUESTIONS = ["What does the fox eat?", "Hello!", "Give me three facts about the hen."]
@@ -234,6 +234,12 @@ def test_an_output_that_is_no_file_is_refused_and_a_link_leads_to_its_file(
     (tmp_path / "link.jsonl").symlink_to("real.jsonl")
     rows_of(tmp_path, models, "generate.overwrite=true", name="link.jsonl")
     assert (tmp_path / "link.jsonl").is_symlink() and len(json_lines(tmp_path / "real.jsonl")) == 3
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.jsonl.gz", "o.parquet"])
+def test_an_output_that_is_named_as_another_format_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"^output must be a JSON Lines file \(\.jsonl\), got "):
+        require_place(str(tmp_path / name), None, overwrite=True)
 
 
 def test_weights_that_are_no_numbers_write_nothing(tmp_path: Path, models: Path) -> None:

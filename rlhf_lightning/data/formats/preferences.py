@@ -75,9 +75,12 @@ def _compared(chosen: Sequence[Message], rejected: Sequence[Message]) -> Adapted
         yield Removed("no_prompt")
     elif prompt[-1]["role"] == "assistant" or not all(m["content"].strip() for m in prompt):
         yield Removed("empty")
-    else:  # an answer of no words at all may well have lost
+    else:
         answers = [end[0]["content"] if end else "" for end in ends]
-        yield "comparison", {"prompt": prompt, "completions": answers, "ranks": [0, 1]}
+        if answers[0].strip():
+            yield "comparison", {"prompt": prompt, "completions": answers, "ranks": [0, 1]}
+        else:  # an answer of no words at all may well have lost; what has won is a cell that nobody filled in
+            yield Removed("empty")
 
 
 PREFERENCES = (
