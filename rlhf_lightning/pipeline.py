@@ -130,7 +130,8 @@ def explain(
                 shown = "; ".join(str(difference) for difference in keys[:SHOWN_KEYS])
                 if len(keys) > SHOWN_KEYS:
                     shown += f"; and {len(keys) - SHOWN_KEYS} more"
-                print(f"{'':<18} {'':<10} nearest is {run.path.name}, which differs in {shown}")
+                how = f"which differs in {shown}" if keys else "which is the same at another place"
+                print(f"{'':<18} {'':<10} nearest is {run.path.name}, {how}")
     return {}
 
 

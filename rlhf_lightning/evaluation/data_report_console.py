@@ -45,7 +45,7 @@ def _records(report: DataReport) -> Table:
 def _comparisons(report: DataReport) -> Table:
     table = _table(
         "Comparisons",
-        *("source", "split", "completions: prompts", "tied pairs", "all tied"),
+        *("source", "split", "completions: comparisons", "tied pairs", "all tied"),
         *("longer wins", "labels agree"),
     )
     for part in report.parts:

@@ -152,7 +152,11 @@ def parent_tokenizer(job: Job, role: str) -> PreTrainedTokenizerFast:
 
 def new_tokenizer(job: Job) -> PreTrainedTokenizerFast:
     """The model's own tokenizer."""
-    return own_tokenizer(job.root.model, job.mixture)
+    model = job.root.model
+    found = own_tokenizer(model, job.mixture)
+    if model.path is None and len(found) < model.vocab_size:
+        job.say(f"model.vocab_size={model.vocab_size}, but the texts give {len(found)} tokens")
+    return found
 
 
 def own_tokenizer(model: ModelConfig, mixture: Mixture) -> PreTrainedTokenizerFast:

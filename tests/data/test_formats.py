@@ -201,6 +201,49 @@ def test_a_malformed_row_of_a_known_format_is_refused_with_its_place(
         FileSource(path)
 
 
+SHORT = {"role": "system", "content": "Be short."}
+
+
+@pytest.mark.parametrize("name", ["prompt_completion", "preference", "alpaca", "sharegpt"])
+def test_a_column_system_stands_before_the_conversation(name):
+    """It was left alone, and the prompt was another one."""
+    row, _ = EXAMPLES[name]
+    before = adapted(row)
+    after = adapted({**row, "system": " Be short. "})
+    for (kind, plain), (same, found) in zip(before, after, strict=True):
+        key = "messages" if "messages" in plain else "prompt"
+        assert (kind, {**plain, key: [SHORT, *plain[key]]}) == (same, found)
+    assert adapted({**row, "system": ""}) == adapted({**row, "system": None}) == before
+
+
+def test_a_system_message_twice_must_be_the_same():
+    row = {"prompt": [SHORT, U], "completion": A["content"]}
+    assert adapted({**row, "system": "Be short."}) == adapted(row)
+    with pytest.raises(UserError, match=r"^f:1: system must be what the conversation begins with"):
+        adapted({**row, "system": "Be long."})
+
+
+def test_a_history_of_alpaca_is_what_was_said_before():
+    row = {
+        "instruction": "And a hen?",
+        "output": "Grain.",
+        "history": [["What does a fox eat?", "Meat."]],
+    }
+    ((kind, record),) = adapted(row)
+    assert kind == "demonstration"
+    assert [m["content"] for m in record["messages"]] == [
+        "What does a fox eat?",
+        "Meat.",
+        "And a hen?",
+        "Grain.",
+    ]
+    assert [m["role"] for m in record["messages"]] == ["user", "assistant"] * 2
+    with pytest.raises(
+        UserError, match=r"^f:1: history must be a list of \[instruction, output\], got 'x'"
+    ):
+        adapted({**row, "history": "x"})
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

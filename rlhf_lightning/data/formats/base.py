@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 from rlhf_lightning.data.records import Message, Record
@@ -75,6 +76,41 @@ def messages_of(value: object, role: str, where: str) -> list[Message]:
 def without_empty_system(messages: Sequence[Message]) -> list[Message]:
     """The messages but for system messages of no words, which public data are full of."""
     return [m for m in messages if m["role"] != "system" or m["content"].strip()]
+
+
+def with_system(adapt: Callable[..., Adapted]) -> Callable[..., Adapted]:
+    """An adapter of rows that may say in a column `system` what stands before the conversation.
+
+    Raises: UserError, as the adapter is used, if the conversation begins with another system message.
+    """
+
+    @wraps(adapt)
+    def adapted(row: Row, where: str, **options: Any) -> Adapted:
+        given = row.get("system") if isinstance(row, dict) else None
+        said = "" if given is None else text_of(given, f"{where}: system")
+        for item in adapt(row, where, **options):
+            yield (
+                item
+                if isinstance(item, Removed) or not said
+                else (
+                    item[0],
+                    _after_system(item[1], said, where),
+                )
+            )
+
+    return adapted
+
+
+def _after_system(record: Record, said: str, where: str) -> Record:
+    key = "messages" if "messages" in record else "prompt"
+    first = record[key][0]
+    if first["role"] != "system":
+        return {**record, key: [turn("system", said), *record[key]]}
+    if first["content"].strip() != said:
+        raise UserError(
+            f"{where}: system must be what the conversation begins with, got {said!r:.60}"
+        )
+    return record
 
 
 def with_meta(record: Record, meta: dict[str, Any]) -> Record:

@@ -14,6 +14,7 @@ from rlhf_lightning.data.formats.base import (
     field,
     text_of,
     turn,
+    with_system,
     without_empty_system,
 )
 from rlhf_lightning.data.records import Message
@@ -37,6 +38,7 @@ _SPAM = 0.5
 Node = dict[str, Any]
 
 
+@with_system
 def _sharegpt(row: Row, where: str) -> Adapted:
     turns = field(row, "conversations", where)
     if not isinstance(turns, list):

@@ -14,8 +14,10 @@ from rlhf_lightning.data.formats.base import (
     text_of,
     turn,
     with_meta,
+    with_system,
 )
 from rlhf_lightning.data.formats.transcripts import answered, is_transcript
+from rlhf_lightning.data.records import Message
 from rlhf_lightning.errors import UserError
 
 _NO_INPUT = ("", "<noinput>")
@@ -24,6 +26,7 @@ _GOOD_OR_BAD = ("true", "false", "0", "1")
 """Labels of unpaired preferences, in JSON or in a table."""
 
 
+@with_system
 def _prompt_completion(row: Row, where: str, *, strip_end: str = "<|endoftext|>") -> Adapted:
     """Options: `strip_end`, a mark that is taken off the end of a completion."""
     prompt = field(row, "prompt", where)
@@ -46,10 +49,32 @@ def _prompt_completion(row: Row, where: str, *, strip_end: str = "<|endoftext|>"
     yield "demonstration", {"messages": messages}
 
 
+@with_system
 def _alpaca(row: Row, where: str) -> Adapted:
-    yield _answered(
+    """`history`: earlier instructions with their outputs."""
+    found = _answered(
         field(row, "instruction", where), row.get("input"), field(row, "output", where), where
     )
+    before = _history(row.get("history"), where)
+    if isinstance(found, Removed):
+        yield found
+    else:
+        yield found[0], {"messages": [*before, *found[1]["messages"]]}
+
+
+def _history(value: object, where: str) -> list[Message]:
+    pairs = value or []
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in pairs
+    ):
+        raise UserError(
+            f"{where}: history must be a list of [instruction, output], got {value!r:.60}"
+        )
+    return [
+        turn(role, text_of(text, f"{where}: history[{i}]"))
+        for i, pair in enumerate(pairs)
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
 def _self_instruct(row: Row, where: str) -> Adapted:

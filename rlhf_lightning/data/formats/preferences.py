@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_lightning.data.formats.base import Adapted, Format, Removed, Row, field, messages_of
+from rlhf_lightning.data.formats.base import (
+    Adapted,
+    Format,
+    Removed,
+    Row,
+    field,
+    messages_of,
+    with_system,
+)
 from rlhf_lightning.data.formats.transcripts import answered, is_transcript, transcript
 from rlhf_lightning.data.records import Message
 from rlhf_lightning.errors import UserError
 
 
+@with_system
 def _preference(row: Row, where: str) -> Adapted:
     """`chosen` and `rejected` are answers, or whole conversations whose common beginning is the prompt.
 
