@@ -61,8 +61,6 @@ def _shard_model(model: PreTrainedModel, options: dict[str, Any]) -> None:
     for part in list(model.modules()):
         if type(part).__name__ in layers:
             _shard(part, options)
-    for part in _ends(model):
-        _shard(part, options)
     if isinstance(head, nn.Module):  # a scorer is called in two parts: its backbone, then its head
         _shard(backbone(model), options)
         _shard(head, options)
@@ -75,15 +73,6 @@ def _shard_model(model: PreTrainedModel, options: dict[str, Any]) -> None:
         setattr(model, BACKBONE_CALL, call_backbone)
         # hooks of the whole gather what is outside of the layers, also where only the backbone runs
         register_fsdp_forward_method(model, BACKBONE_CALL)
-
-
-def _ends(model: PreTrainedModel) -> list[nn.Module]:
-    """Embedding and output layer, each gathered alone: with the whole they would stay gathered from the first layer's
-    forward pass to the last one's backward. None where they are one weight."""
-    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
-    if output is None:
-        return [embedding]
-    return [] if output.weight is embedding.weight else [embedding, output]
 
 
 def _shard(module: nn.Module, options: dict[str, Any]) -> None:

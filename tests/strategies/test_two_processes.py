@@ -14,7 +14,6 @@ from rlhf_lightning.config import StrategyConfig
 from tests.harness import rlhf
 from tests.strategies.ranks import in_ranks
 from tests.strategies.stages import STEPS, straight_and_resumed, train
-from tests.tiny import tiny_policy
 
 FAST = [("ddp", "sft"), ("ddp", "reward"), ("ddp", "ppo"), ("fsdp2", "ppo")]
 SLOW = [("fsdp2", "sft"), ("fsdp2", "reward")]
@@ -102,33 +101,6 @@ def test_an_average_and_a_reference_that_changes_are_kept_once(
 def _parts_of(folder: Path, name: str, rank: int) -> dict[str, Any]:
     (found,) = folder.rglob(f"{name}-rank-{rank}.ckpt")
     return torch.load(found, weights_only=True)
-
-
-def test_embedding_and_output_layer_are_gathered_alone_unless_they_are_one(tmp_path: Path) -> None:
-    """With the whole they stayed gathered from the first layer to the last."""
-
-    def work(_folder: Path) -> dict[str, Any]:
-        from torch.distributed.fsdp import FSDPModule
-
-        from rlhf_lightning.strategies.sharding import shard_all
-
-        found: dict[str, Any] = {}
-        for family in ("llama", "gpt2"):
-            model, ids = tiny_policy(family=family).eval(), torch.arange(3, 9)[None]
-            with torch.no_grad():
-                before = model(ids).logits
-                shard_all(model, torch.device("cpu"), offload=False)
-                error = (model(ids).logits - before).abs().max().item()
-            groups = {name for name, part in model.named_modules() if isinstance(part, FSDPModule)}
-            ends = sorted(groups & {"model.embed_tokens", "transformer.wte", "lm_head"})
-            found[family] = {"ends": ends, "whole": "" in groups, "error": error}
-        return found
-
-    (found, _) = in_ranks(work, tmp_path)
-    assert found["llama"].pop("error") < 1e-5
-    assert found["gpt2"].pop("error") < 1e-5
-    assert found["llama"] == {"ends": ["lm_head", "model.embed_tokens"], "whole": True}
-    assert found["gpt2"] == {"ends": [], "whole": True}  # tied
 
 
 @pytest.mark.slow
