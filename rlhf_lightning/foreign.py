@@ -53,8 +53,9 @@ def imported(target: str, key: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever a module of the user's raises
         reason = " ".join(str(error).split())
-        missing = isinstance(error, ModuleNotFoundError) and (f"{error.name}." in f"{module}.")
-        hint = "; PYTHONPATH=FOLDER names the folder that it is in" if missing else ""
+        # itself, and not a module that it imports
+        lost = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        hint = "; PYTHONPATH=FOLDER names the folder that it is in" if lost else ""
         raise UserError(f"{rule} ({type(error).__name__}: {reason}{hint})") from error
 
 

@@ -88,11 +88,11 @@ class RewardPartConfig:
             self.combine,
         )
         require(self.members >= 1, "members", ">= 1", self.members)
-        alone = self.members > 1 or self.combine == "mean"
-        require(alone, "combine", "left alone where members is 1", self.combine)
+        combined = self.members > 1 or self.combine == "mean"
+        require(combined, "combine", "left alone where members is 1", self.combine)
         require(0 <= self.coef < math.inf, "coef", ">= 0", self.coef)
-        unread = self.coef == 1 or self.combine == "uncertainty"
-        require(unread, "coef", "left alone unless combine is uncertainty", self.coef)
+        read = self.combine == "uncertainty" or self.coef == 1
+        require(read, "coef", "left alone unless combine is uncertainty", self.coef)
         require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
         length = self.max_length
         require(length is None or length >= 1, "max_length", "null or >= 1", length)

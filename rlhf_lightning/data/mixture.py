@@ -69,19 +69,11 @@ class Mixture:
             for reason, count in reasons.items()
         }
 
-    def _left_out(self, name: str) -> str:
-        reasons = self.removed.get(name, {})
-        listed = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.items())
-        return f", left out: {listed}" if listed else ""
-
     def say_removed(self, say: Callable[[str], None]) -> None:
         """Tell once what was left out of each source, and why."""
         if not self._said:
             for name, reasons in self.removed.items():
-                listed = ", ".join(
-                    f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.items()
-                )
-                say(f"left out of mix.sources.{name}: {listed}")
+                say(f"left out of mix.sources.{name}: {_listed(reasons)}")
         self._said = True
 
     def size(self, kind: str, split: str) -> int | None:
@@ -236,8 +228,9 @@ class Mixture:
     def _find_members(self, kind: str, split: str) -> list[Member]:
         having = [name for name in self.sources if kind in self.kinds_of(name)]
         if not having:
+            removed = {n: f", left out: {_listed(reasons)}" for n, reasons in self.removed.items()}
             seen = "; ".join(
-                f"{n} has {', '.join(sorted(self.kinds_of(n))) or 'nothing'}{self._left_out(n)}"
+                f"{n} has {', '.join(sorted(self.kinds_of(n))) or 'nothing'}{removed.get(n, '')}"
                 for n in self.sources
             )
             asks = any({"comparison", "prompt"} & self.kinds_of(n) for n in self.sources)
@@ -301,6 +294,10 @@ _REMEDY = {
     " reward_source=model",
 }
 """What a command does without records of a kind."""
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in reasons.items())
 
 
 def _plural(kind: str) -> str:

@@ -26,7 +26,7 @@ CHUNK_CHARS = 1000
 """About the longest record that a .txt file gives, where `args.chunk_chars` says nothing."""
 
 _JSON_CELLS = ("messages", "completions", "ranks", "pairs", "meta", "instances")
-_JSON_CELLS += ("conversations", "passages", "preference", "feedback")
+_JSON_CELLS += ("conversations", "passages", "preference", "feedback", "history")
 """Columns that hold lists or objects: JSON text in a .csv cell."""
 _MIXED_CELLS = {
     "prompt": (dict,),

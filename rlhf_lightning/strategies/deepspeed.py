@@ -174,9 +174,8 @@ class ZeRO(PartsOnDisk):
         return super().lightning_module_state_dict()
 
     def frozen_state(self, model: nn.Module) -> dict[str, Any]:
-        return (
-            super().frozen_state(model) if is_first() else {}
-        )  # stage 2 alone: it is whole in each
+        # stage 2 alone has such a model: it is whole in each process
+        return super().frozen_state(model) if is_first() else {}
 
     def load_frozen(self, model: nn.Module, state: dict[str, Any]) -> None:
         """All of it from the first process, which alone has kept it."""

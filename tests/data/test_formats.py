@@ -244,6 +244,15 @@ def test_a_history_of_alpaca_is_what_was_said_before():
         adapted({**row, "history": "x"})
 
 
+def test_a_history_in_a_table_is_json(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        'instruction,output,history\nAnd a hen?,Grain.,"[[""A fox?"", ""Meat.""]]"\nAn owl?,Mice.,\n'
+    )
+    found = sorted(len(r["messages"]) for r in records(all_train(path), "demonstration"))
+    assert found == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

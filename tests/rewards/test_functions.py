@@ -35,6 +35,7 @@ def test_only_a_function_that_asks_for_the_record_gets_it() -> None:
     [
         ("words", {}, f"{KEY}.target must be the import path of a function or class, got 'words', which has no module"),
         ("no.such.module", {}, f"{KEY}.target must be the import path of a function or class, got 'no.such.module' (Mod"),
+        ("no.such.module", {}, "PYTHONPATH=FOLDER names the folder that it is in)"),
         (f"{MINE}.wrds", {}, "(AttributeError: module 'tests.rewards.mine' has no attribute 'wrds')"),
         (f"{MINE}.NUMBER", {}, f"{KEY}.target must be a function or a class"),
         (f"{MINE}.one_text", {}, f"{KEY}.target must be callable as f(prompt, response), got '{MINE}.one_text': too many"),

@@ -35,6 +35,14 @@ def furthest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
 
 
+def on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DeepSpeed needs here."""
+    if name.startswith("deepspeed"):
+        if find_spec("deepspeed") is None:
+            pytest.skip("deepspeed is not installed")
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+
 @pytest.mark.parametrize(
     ("name", "stage"),
     [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
@@ -42,10 +50,7 @@ def furthest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 def test_two_processes_train_as_one_does_and_go_on_where_they_stopped(
     name: str, stage: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name.startswith("deepspeed"):
-        if find_spec("deepspeed") is None:
-            pytest.skip("deepspeed is not installed")
-        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    on_the_cpu(name, monkeypatch)
     strategy = StrategyConfig(name=name)
     ranks = in_ranks(lambda place: straight_and_resumed(stage, strategy, place), tmp_path)
     straight, resumed = ranks[0]["straight"], ranks[0]["resumed"]
@@ -75,10 +80,7 @@ def test_an_average_and_a_reference_that_changes_are_kept_once(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under fsdp2 no process ever holds the whole average; under zero2 the first one alone saves the reference."""
-    if name.startswith("deepspeed"):
-        if find_spec("deepspeed") is None:
-            pytest.skip("deepspeed is not installed")
-        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    on_the_cpu(name, monkeypatch)
     strategy = StrategyConfig(name=name)
     settings: dict[str, Any] = {"ema_decay": 0.75, "reference_refresh_every": 2}
     work = partial(straight_and_resumed, "ppo", strategy, **settings)
@@ -109,9 +111,7 @@ def test_gradients_on_the_host_are_those_of_one_process(
     name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PPO's second backward pass reaches other weights than its first: these kept the steps before."""
-    if find_spec("deepspeed") is None:
-        pytest.skip("deepspeed is not installed")
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    on_the_cpu(name, monkeypatch)
     work = partial(train, "ppo", StrategyConfig(name=name, offload=True))
     two = in_ranks(lambda place: work(folder=place / "two"), tmp_path)
     one = alone("ppo", folder)
