@@ -125,3 +125,17 @@ def test_a_known_score_may_be_called_what_its_comparisons_are_called() -> None:
         "ppo/known/win_vs_ref_p_vs_sft": 0.02,
     }
     assert [name for name, _ in _known_rows(data)] == ["win_vs_ref"]
+
+
+def test_what_the_answers_measure_is_shown_without_a_gold_score() -> None:
+    metrics = {
+        "ppo/prompts": 40.0,
+        "ppo/reward_score": 1.25,
+        "ppo/kl_k1": 12.345,
+        "ppo/eos_rate": 0.9,
+    }
+    text = "".join(render_report(ReportData("mine", models=["ppo"], metrics=metrics)).split())
+    assert "Meansover40held-outprompts" in text
+    for title, value in (("score", "1.25"), ("KL", "12.35"), ("ended", "0.90")):
+        assert f'<thclass="r">{title}</th>' in text
+        assert f'<tdclass="r">{value}</td>' in text

@@ -65,6 +65,7 @@ def test_demonstrations_left_out_are_counted(run: Run, over_long: str, said: str
     )
     assert metrics["data/mine/duplicate"] == 2
     assert "sft.examples=" not in log  # no less than there are
+    assert "but the texts give" in log  # of some 60 rows, no thousand tokens
     assert metrics["sft/examples"] == (40 if over_long == "drop" else 43)
     assert metrics["sft/examples_too_long"] == (3 if over_long == "drop" else 0)
     assert metrics["sft/examples_cut"] == (3 if over_long == "cut" else 0)

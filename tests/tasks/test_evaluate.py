@@ -24,8 +24,12 @@ def logprobs(model: Any, ids: Tensor, count: int) -> Tensor:
 
 
 def test_kl_is_summed_over_the_tokens_of_a_response_and_averaged_over_responses(
-    pipeline_outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline_outputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="rlhf_lightning")
     spoken: list[Rollout] = []
 
     def instead(*args: Any, **kwargs: Any) -> Rollout:
@@ -52,3 +56,24 @@ def test_kl_is_summed_over_the_tokens_of_a_response_and_averaged_over_responses(
     assert [row["kl_k1"] for row in rows] == pytest.approx(k1, abs=1e-4)
     assert metrics["ppo/kl_k1"] == pytest.approx(sum(k1) / 5, abs=1e-4)
     assert metrics["ppo/kl_k3"] == pytest.approx(sum(k3) / 5, abs=1e-4)
+    *_, titles, _, last = caplog.messages  # and sft's
+    assert titles.split()[:2] == ["evaluate:", "score"]
+    assert last.split()[:3] == ["evaluate:", "ppo", f"{metrics['ppo/reward_score']:.3g}"]
+
+
+def test_fewer_test_prompts_than_were_asked_for_are_told(
+    pipeline_outputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="rlhf_lightning")
+    first = evaluate.first_prompts
+
+    def four(*args: Any, **kwargs: Any) -> Any:
+        return first(*args, **(kwargs | {"count": 4}))
+
+    monkeypatch.setattr(evaluate, "first_prompts", four)
+    few = ["evaluate.models.base=skip", "evaluate.prompts=6", "logger=none"]
+    rlhf_here(f"outputs={pipeline_outputs}", "task=evaluate", *few, f"run_dir={tmp_path / 'run'}")
+    assert "evaluate: 4 test prompts there are, where evaluate.prompts=6" in caplog.messages

@@ -89,9 +89,10 @@ def with_system(adapt: Callable[..., Adapted]) -> Callable[..., Adapted]:
         given = row.get("system") if isinstance(row, dict) else None
         said = "" if given is None else text_of(given, f"{where}: system")
         for item in adapt(row, where, **options):
-            if said and not isinstance(item, Removed):
-                item = (item[0], _after_system(item[1], said, where))
-            yield item
+            if not said or isinstance(item, Removed):
+                yield item
+            else:
+                yield item[0], _after_system(item[1], said, where)
 
     return adapted
 
