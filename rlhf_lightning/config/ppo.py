@@ -142,6 +142,9 @@ class PPOConfig:
     """End the run after the first iteration whose responses have more KL (k1, nats per response) than this; null:
     never. Early stopping, to which Gao et al. 2022 (arXiv:2210.10760) liken the penalty; seeds then end equally far
     away."""
+    stop_at_kl_window: int = 1
+    """Last iterations whose mean KL is held against stop_at_kl. The KL of few responses is noisy, and its first peak
+    would end the run."""
     reference_refresh_every: int | None = None
     """Iterations after which the reference becomes a copy of the policy. null: never, as in [I]."""
     old_logprobs: str = "auto"
@@ -213,6 +216,7 @@ class PPOConfig:
             "eval_every",
             "eval_prompts",
             "checkpoint_every",
+            "stop_at_kl_window",
         ):
             require(getattr(self, key) >= 1, f"ppo.{key}", ">= 1", getattr(self, key))
         for key in (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import nan
+from statistics import fmean
 from typing import Any
 
 from rlhf_lightning.config import PPOConfig
@@ -22,13 +24,18 @@ class Progress:
     moments: RunningMoments = field(default_factory=RunningMoments)
     skipped_minibatches: int = 0
     early_stops: int = 0
-    kl: float = 0.0
-    """Of the last iteration's responses: k1, nats per sequence."""
+    kls: list[float] = field(default_factory=list)
+    """Of the last `ppo.stop_at_kl_window` iterations' responses: k1, nats per sequence."""
 
     @property
     def where(self) -> str:
         """How messages call this moment."""
         return f"ppo: iteration {self.iteration}"
+
+    @property
+    def kl(self) -> float:
+        """Mean of `kls`: how far from the reference the policy is; NaN before the first iteration."""
+        return fmean(self.kls) if self.kls else nan
 
     def advance(self, hp: PPOConfig, *, episodes: int, kl: float) -> None:
         """Count an iteration that is done; β follows its KL (k1, nats per sequence) where that is asked for and the
@@ -36,7 +43,7 @@ class Progress:
         warming_up = self.is_warming_up(hp)
         self.iteration += 1
         self.episodes += episodes
-        self.kl = kl
+        self.kls = [*self.kls, kl][-hp.stop_at_kl_window :]
         if hp.adaptive_kl.enabled and not warming_up:
             self.kl_coef = adapt_kl_coef(
                 self.kl_coef,
@@ -51,8 +58,9 @@ class Progress:
         return self.iteration < hp.critic_warmup_iterations
 
     def is_over(self, hp: PPOConfig) -> bool:
-        """Whether the policy has come as far from the reference as it may."""
-        return hp.stop_at_kl is not None and self.kl > hp.stop_at_kl
+        """Whether the policy has come as far from the reference as it may; not before a whole window was seen."""
+        seen = len(self.kls) == hp.stop_at_kl_window
+        return hp.stop_at_kl is not None and seen and self.kl > hp.stop_at_kl
 
     def state(self) -> dict[str, Any]:
         """As plain values."""

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from rlhf_lightning.batches import PPOBatch, SFTBatch
 from rlhf_lightning.config import AdaptiveKLConfig, PTXConfig, ScheduleConfig
 from rlhf_lightning.stages.ppo import PPOModule
+from rlhf_lightning.stages.ppo_progress import Progress
 from rlhf_lightning.stages.updates import MovingAverage
 from rlhf_lightning.stages.watching import watched
 from tests.stages.tiny_ppo import HP, batches, fit, module, weights
@@ -95,6 +96,33 @@ def test_a_run_ends_after_the_iteration_whose_kl_is_above_the_limit():
     again = module(ppo.hp, reference=tiny_policy(9))
     again.progress = ppo.progress
     assert fit(again) == [] and again.progress.iteration == 1
+
+
+def test_the_limit_holds_the_mean_of_a_window_against_it():
+    """KLs of 1, 9, 4, 3 and 8 nats and a limit of 5: alone 9 and 8 are above it, of pairs 9 and 4, 3 and 8."""
+    kls = (1.0, 9.0, 4.0, 3.0, 8.0)
+    for window, ends in (
+        (1, [False, True, False, False, True]),
+        (2, [False, False, True, False, True]),
+    ):
+        hp = replace(HP, stop_at_kl=5.0, stop_at_kl_window=window)
+        progress, over = Progress(), []
+        for kl in kls:
+            progress.advance(hp, episodes=8, kl=kl)
+            over.append(progress.is_over(hp))
+        assert over == ends
+        assert progress.kl == pytest.approx(sum(kls[-window:]) / window)
+
+
+def test_a_window_that_was_not_seen_whole_ends_nothing():
+    hp = replace(HP, stop_at_kl=5.0, stop_at_kl_window=3)
+    progress = Progress()
+    for _ in range(2):
+        progress.advance(hp, episodes=8, kl=9.0)
+        progress = Progress.from_state(progress.state())  # the window is in the checkpoint
+        assert not progress.is_over(hp)
+    progress.advance(hp, episodes=8, kl=9.0)
+    assert progress.is_over(hp) and progress.kls == [9.0, 9.0, 9.0]
 
 
 def test_a_limit_that_is_not_reached_changes_nothing():
