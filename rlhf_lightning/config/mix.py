@@ -8,6 +8,7 @@ from typing import Any
 from rlhf_lightning.config.checks import MISSING, require
 
 KINDS = ("demonstration", "comparison", "prompt", "text")
+SPLITS = ("train", "validation", "test")
 OVER_LONG = ("drop", "cut")
 
 
@@ -24,11 +25,14 @@ class SourceConfig:
     hub_config: str | None = None
     """Configuration of the dataset, where it has several."""
     hub_split: str = "train"
-    """Split of the dataset that is read, also as `train[:10%]`; ours are made from it by prompt."""
+    """Split of the dataset that is read, also as `train[:10%]`; what it is for says `split`."""
     hub_revision: str | None = None
     """Branch, tag or commit of the dataset; null: the newest."""
     format: str | None = None
     """Name of the rows' format (docs/data.md has the list); null: the one that a file's first row shows."""
+    split: str | None = None
+    """Split that all records of the file or dataset are for (train, validation, test), where somebody has split them
+    before; null: each record's is a hash of its prompt, with the mix's fractions."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `target`, or options of the format."""
     kinds: dict[str, bool] = field(default_factory=dict)
@@ -57,8 +61,8 @@ class MixConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Relative share of each source; a source that is absent here has weight 1."""
     validation_fraction: float = 0.05
-    """Share of prompts (by hash of the prompt) held out for validation in sources without splits of their own.
-    Habit."""
+    """Share of prompts (by hash of the prompt) held out for validation in sources that have no `split` and are no
+    `target`. Habit."""
     test_fraction: float = 0.05
     """Share of prompts held out for the test split, likewise."""
     held_out_prompts: float = 0.0
@@ -89,3 +93,5 @@ def _check_source(key: str, source: SourceConfig) -> None:
     if repeats is not None:
         require(repeats > 0, f"{key}.max_repeats", "null or > 0", repeats)
     require(turns >= 1, f"{key}.dialogue_turns", ">= 1", turns)
+    known = source.split is None or source.split in SPLITS
+    require(known, f"{key}.split", "train, validation, test or null", source.split)

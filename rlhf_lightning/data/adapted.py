@@ -13,7 +13,7 @@ import numpy as np
 from rlhf_lightning.data import formats
 from rlhf_lightning.data.formats import Format, Removed
 from rlhf_lightning.data.formats.base import Adapted
-from rlhf_lightning.data.index import Found, Places, Rules, settle
+from rlhf_lightning.data.index import Found, HeldOut, Places, Rules, settle, together
 from rlhf_lightning.data.records import (
     SPLITS,
     Record,
@@ -89,7 +89,7 @@ class AdaptedSource:
         parts = [self._at("demonstration", singles[i]) for i in range(start, stop)]
         return {"messages": [message for part in parts for message in part["messages"]]}
 
-    def held_out_keys(self) -> np.ndarray:
+    def held_out(self) -> HeldOut:
         """Key hashes of the validation and test prompts."""
         return self._held_out
 
@@ -165,7 +165,7 @@ class AdaptedSource:
     def _settle(self, found: dict[str, Found], rules: Rules) -> None:
         asked = np.asarray(found.pop("asked", Found()).contents)
         derived = found.pop("derived", None)
-        held_out: list[np.ndarray] = []
+        held_out: list[HeldOut] = []
         of_singles = replace(rules, limit=rules.limit and rules.limit * self._turns)
         for kind in sorted(found):
             entries = found.pop(kind)  # what is settled needs its memory no more
@@ -173,11 +173,10 @@ class AdaptedSource:
             del entries
         if derived is not None:
             self._add_derived(derived, asked, rules, held_out)
-        keys = np.concatenate(held_out) if held_out else np.empty(0, np.uint64)
-        self._held_out = np.unique(keys)
+        self._held_out = together(held_out)
 
     def _add_derived(
-        self, derived: Found, asked: np.ndarray, rules: Rules, held_out: list[np.ndarray]
+        self, derived: Found, asked: np.ndarray, rules: Rules, held_out: list[HeldOut]
     ) -> None:
         """Prompts of other records, but those that rows of prompts say too."""
         own = {split: self._places.pop(("prompt", split), None) for split in SPLITS}
@@ -192,14 +191,14 @@ class AdaptedSource:
         kind: str,
         entries: Found,
         rules: Rules,
-        held_out: list[np.ndarray],
+        held_out: list[HeldOut],
         *,
         but: np.ndarray | None = None,
     ) -> None:
-        places, removed, keys = settle(kind, entries, rules, but=but)
+        places, removed, holding = settle(kind, entries, rules, but=but)
         self.removed += removed
         if kind != "text":
-            held_out.append(keys)
+            held_out.append(holding)
         self._places |= {(kind, split): found for split, found in places.items()}
 
     def _at(self, kind: str, address: tuple[int, int, int, int]) -> Record:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from rlhf_lightning.data.records import SPLITS
 
+HOLDING = ("validation", "test")
+"""Splits that hold prompts out."""
+
 Address = tuple[int, int, int, int]
 """File, where its row begins, the row's length, and which of the row's records."""
+HeldOut = Mapping[str, np.ndarray]
+"""validation, test → key hashes of the prompts that are held out for it."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,10 @@ class Rules:
     test_fraction: float = 0.05
     held_out_prompts: float = 0.0
     """Share of training prompts that are for the kind prompt alone, and its only ones."""
-    exclude: np.ndarray | None = None
-    """Key hashes of prompts that are held out elsewhere: never for training."""
+    held_out: HeldOut = field(default_factory=dict)
+    """What other sources hold out: here in no other split."""
+    split: str | None = None
+    """The split of all records; null: by key hash."""
     limit: int | None = None
     """Records of each kind and split at most: the first."""
     keep_repeats: bool = False
@@ -79,10 +87,19 @@ class Found:
         return Places(*(np.asarray(column)[kept] for column in columns))
 
 
+def together(parts: Iterable[HeldOut]) -> HeldOut:
+    """What several kinds or sources hold out."""
+    parts = list(parts)
+    none = np.empty(0, np.uint64)
+    return {
+        name: np.unique(np.concatenate([none, *(part[name] for part in parts)])) for name in HOLDING
+    }
+
+
 def settle(
     kind: str, found: Found, rules: Rules, *, but: np.ndarray | None = None
-) -> tuple[dict[str, Places], Counter[str], np.ndarray]:
-    """Each split's places, what was removed and why, and the keys of the held-out splits.
+) -> tuple[dict[str, Places], Counter[str], HeldOut]:
+    """Each split's places, what was removed and why, and what is held out.
 
     Contents in `but` are passed over, and repeats are not counted then.
     """
@@ -98,18 +115,20 @@ def settle(
         kept = kept[~np.isin(contents[kept], but)]
     keys = keys[kept]
     splits = splits_of(keys, rules)
-    held_out = np.unique(keys[splits != 0])
-    for reason, unwanted in _unwanted(kind, keys, rules).items():
-        gone = unwanted & (splits == 0)
-        removed[reason] = int(gone.sum())
+    for reason, gone in _unwanted(kind, keys, splits, rules).items():
+        removed[reason] = int((gone & (splits >= 0)).sum())
         splits[gone] = -1
+    held_out = {name: np.unique(keys[splits == SPLITS.index(name)]) for name in HOLDING}
     chosen = {name: kept[splits == i][: rules.limit] for i, name in enumerate(SPLITS)}
     places = {name: found.places(rows) for name, rows in chosen.items()}
     return places, +removed, held_out
 
 
 def splits_of(keys: np.ndarray, rules: Rules) -> np.ndarray:
-    """Index into SPLITS for each 64-bit key: read as a number in [0, 1), it falls into test, validation or train."""
+    """Index into SPLITS for each 64-bit key: that of `rules.split`, or, the key read as a number in [0, 1), of test,
+    validation or train."""
+    if rules.split is not None:
+        return np.full(len(keys), SPLITS.index(rules.split), np.int8)
     uniform = keys.astype(np.float64)
     uniform /= 2.0**64
     splits = np.zeros(len(keys), np.int8)
@@ -123,14 +142,20 @@ def for_prompts_alone(keys: np.ndarray, fraction: float) -> np.ndarray:
     return (keys & np.uint64(0xFFFFFFFF)) < np.uint64(round(fraction * 2**32))
 
 
-def _unwanted(kind: str, keys: np.ndarray, rules: Rules) -> dict[str, np.ndarray]:
-    """Reason → which records are not for training."""
+def _unwanted(
+    kind: str, keys: np.ndarray, splits: np.ndarray, rules: Rules
+) -> dict[str, np.ndarray]:
+    """Reason → which records are left out of their split."""
     unwanted: dict[str, np.ndarray] = {}
     if kind == "text":  # raw text is no prompt
         return unwanted
-    if rules.exclude is not None and len(rules.exclude):
-        unwanted["in_another_split"] = np.isin(keys, rules.exclude)
+    if any(map(len, rules.held_out.values())):
+        unwanted["in_another_split"] = np.zeros(len(keys), bool)
+        for name, held_out in rules.held_out.items():
+            elsewhere = np.isin(keys, held_out) & (splits != SPLITS.index(name))
+            unwanted["in_another_split"] |= elsewhere
     if rules.held_out_prompts > 0:
         alone = for_prompts_alone(keys, rules.held_out_prompts)
-        unwanted["held_out_prompt"] = ~alone if kind == "prompt" else alone
+        other = ~alone if kind == "prompt" else alone
+        unwanted["held_out_prompt"] = other & (splits == 0)
     return unwanted

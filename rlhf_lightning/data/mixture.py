@@ -12,8 +12,9 @@ import numpy as np
 
 from rlhf_lightning.config import MixConfig
 from rlhf_lightning.data.adapted import AdaptedSource
+from rlhf_lightning.data.index import together
 from rlhf_lightning.data.records import Record, validate
-from rlhf_lightning.data.screen import Screen, held_out_keys
+from rlhf_lightning.data.screen import Screen, held_out_by
 from rlhf_lightning.data.source import Source, build_source, verdict
 from rlhf_lightning.data.turns import Member, Turns
 from rlhf_lightning.errors import UserError
@@ -189,7 +190,7 @@ class Mixture:
         return getattr(self.sources.get(record.get("source", "")), name, None)
 
     def _built(self) -> dict[str, Source]:
-        """Sources by name; first those with splits of their own: the others keep away from what they hold out."""
+        """Sources by name; first those that say what they hold out: the others keep away from it."""
         configs = self._config.sources
         own = {
             name: build_source(name, configs[name], self._config)
@@ -197,19 +198,18 @@ class Mixture:
             if configs[name].target is not None
         }
         reads = {name: partial(_checked, name, source) for name, source in own.items()}
-        kept = [held_out_keys(self._used(n, s), s.size, reads[n]) for n, s in own.items()]
-        exclude = np.unique(np.concatenate(kept)) if kept else None
+        held_out = together(held_out_by(self._used(n, s), s.size, reads[n]) for n, s in own.items())
         sources = dict(own)
-        for name in sorted(configs.keys() - own.keys()):
-            sources[name] = source = build_source(name, configs[name], self._config, exclude)
+        for name in sorted(configs.keys() - own.keys(), key=lambda n: (_TURN[configs[n].split], n)):
+            sources[name] = source = build_source(name, configs[name], self._config, held_out)
             assert isinstance(source, AdaptedSource)
-            kept.append(source.held_out_keys())
+            held_out = together((held_out, source.held_out()))
         for name, source in own.items():
             self._screens[name] = Screen(
                 self._used(name, source),
                 source.size,
                 reads[name],
-                banned=np.unique(np.concatenate(kept)),
+                banned=np.unique(np.concatenate(list(held_out.values()))),
                 held_out_prompts=self._config.held_out_prompts,
                 key=name,
             )
@@ -250,7 +250,11 @@ class Mixture:
         return members
 
     def _hint(self, kind: str, split: str, having: list[str]) -> str:
-        training = sum(self.size_of(name, kind, "train") or 0 for name in having)
+        sources = self._config.sources
+        by_hash = [n for n in having if sources[n].target is None and sources[n].split is None]
+        training = sum(self.size_of(name, kind, "train") or 0 for name in by_hash)
+        if not training:
+            return f"; mix.sources.NAME.split={split} says that a file's are"
         key, share = f"mix.{split}_fraction", getattr(self._config, f"{split}_fraction")
         return f"; {key}={share:g} took none of {training} that are for training now: a larger share takes more"
 
@@ -278,6 +282,11 @@ class Mixture:
         seed = self.seed if split == "train" else 0
         text = repr((seed, kind, split, *address)).encode()
         return np.random.default_rng(list(text))
+
+
+_TURN: dict[str | None, int] = {"test": 0, "validation": 1, None: 2, "train": 3}
+"""Whose prompts stay where two sources of different splits have the same: the earlier one's. Sources that are split by
+hash agree among themselves."""
 
 
 def _checked(name: str, source: Source, kind: str, split: str, place: int) -> Record:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rlhf_lightning.data.index import for_prompts_alone
+from rlhf_lightning.data.index import HOLDING, HeldOut, for_prompts_alone, together
 from rlhf_lightning.data.records import Record, key_hash, split_key
 from rlhf_lightning.errors import UserError
 
@@ -21,15 +21,13 @@ Read = Callable[[str, str, int], Record]
 Size = Callable[[str, str], int | None]
 
 
-def held_out_keys(kinds: frozenset[str], size: Size, read: Read) -> np.ndarray:
+def held_out_by(kinds: frozenset[str], size: Size, read: Read) -> HeldOut:
     """Key hashes of the validation and test prompts of all kinds that have an end."""
-    keys = [
-        _keys(kind, split, count, read)
+    return together(
+        {split: _keys(kind, split, size(kind, split) or 0, read) for split in HOLDING}
         for kind in SCREENED
-        for split in ("validation", "test")
-        if kind in kinds and (count := size(kind, split)) is not None
-    ]
-    return np.unique(np.concatenate(keys)) if keys else np.empty(0, np.uint64)
+        if kind in kinds
+    )
 
 
 class Screen:

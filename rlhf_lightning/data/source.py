@@ -10,13 +10,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from rlhf_lightning.config import MixConfig, SourceConfig
 from rlhf_lightning.data.adapted import AdaptedSource
 from rlhf_lightning.data.files import FileSource
 from rlhf_lightning.data.hub import HubDataset, HubSource
-from rlhf_lightning.data.index import Rules
+from rlhf_lightning.data.index import HeldOut, Rules
 from rlhf_lightning.data.records import KINDS, Record
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.foreign import imported, made
@@ -69,9 +67,9 @@ def verdict(found: Any, key: str) -> Any:
 
 
 def build_source(
-    name: str, config: SourceConfig, mix: MixConfig, exclude: np.ndarray | None = None
+    name: str, config: SourceConfig, mix: MixConfig, held_out: HeldOut | None = None
 ) -> Source:
-    """The source `mix.sources.<name>`; prompts whose key hashes are in `exclude` are not for training.
+    """The source `mix.sources.<name>`; of a file or dataset, what others have `held_out` is in no other split.
 
     Raises: UserError naming the key that is wrong.
     """
@@ -83,11 +81,11 @@ def build_source(
     if config.limit is not None and config.limit < 1:
         raise UserError(f"{key}.limit must be null or >= 1, got {config.limit}")
     if config.target is None:
-        return _adapted(key, config, mix, exclude)
-    if config.format is not None or config.dialogue_turns != 1 or config.keep_repeats:
-        raise UserError(
-            f"{key}.format, dialogue_turns and keep_repeats must be those of path or hub, got target"
-        )
+        return _adapted(key, config, mix, held_out or {})
+    for option in ("format", "split", "dialogue_turns", "keep_repeats"):
+        value = getattr(config, option)
+        if value != getattr(SourceConfig, option):
+            raise UserError(f"{key}.{option} must go with path or hub, got {value} beside target")
     factory = imported(str(config.target), key)
     if not callable(factory):
         raise UserError(f"{key}.target must be an importable class, got {config.target!r}")
@@ -106,14 +104,13 @@ def build_source(
     return source
 
 
-def _adapted(
-    key: str, config: SourceConfig, mix: MixConfig, exclude: np.ndarray | None
-) -> AdaptedSource:
+def _adapted(key: str, config: SourceConfig, mix: MixConfig, held_out: HeldOut) -> AdaptedSource:
     rules = Rules(
         mix.validation_fraction,
         mix.test_fraction,
         mix.held_out_prompts,
-        exclude,
+        held_out,
+        config.split,
         config.limit,
         config.keep_repeats,
     )

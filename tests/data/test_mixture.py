@@ -157,7 +157,12 @@ def test_the_world_has_all_kinds_truth_labelers_and_rewordings():
         (
             {"a": SourceConfig(target=f"{HERE}.Numbers", keep_repeats=True)},
             {},
-            r"mix.sources.a.format, dialogue_turns and keep_repeats must be those of path or hub, got target",
+            r"mix.sources.a.keep_repeats must go with path or hub, got True beside target",
+        ),
+        (
+            {"a": SourceConfig(target=f"{HERE}.Numbers", split="test")},
+            {},
+            r"mix.sources.a.split must go with path or hub, got test beside target",
         ),
         ({"a": numbers(sise=3)}, {}, r"mix.sources.a.args must fit .*Numbers.*'sise'"),
         (

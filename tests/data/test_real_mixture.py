@@ -111,6 +111,80 @@ def test_what_another_source_holds_out_is_not_trained_on(tmp_path):
     assert mix.counts() == {"data/own/in_another_split": 10.0, "data/file/in_another_split": 40.0}
 
 
+def numbers(mix, split, kind="demonstration"):
+    """Which questions of `asked` a split has."""
+    return sorted(int(key.rsplit(maxsplit=1)[-1]) for key in keys(mix, kind, split))
+
+
+@pytest.mark.parametrize("names", ["abc", "cba"])
+def test_files_that_somebody_has_split_keep_their_splits(tmp_path, names):
+    """Questions 0..29, 20..39 and 35..49: what test has is in no other split, what validation has not in train."""
+    first, second, third = names
+    mix = mixture(
+        {
+            first: file(tmp_path, "train", map(asked, range(30)), split="train"),
+            second: file(tmp_path, "dev", map(asked, range(20, 40)), split="validation"),
+            third: file(tmp_path, "test", map(asked, range(35, 50)), split="test"),
+        },
+        validation_fraction=0.4,  # of nothing
+        test_fraction=0.4,
+    )
+    for kind in ("demonstration", "prompt"):
+        assert numbers(mix, "train", kind) == list(range(20))
+        assert numbers(mix, "validation", kind) == list(range(20, 35))
+        assert numbers(mix, "test", kind) == list(range(35, 50))
+    assert mix.removed == {
+        first: {"in_another_split": 20},
+        second: {"in_another_split": 10},
+    }
+
+
+def test_a_test_file_takes_its_prompts_from_a_file_that_is_split_by_hash(tmp_path):
+    mix = mixture(
+        {
+            "all": file(tmp_path, "all", map(compared, range(200))),
+            "test": file(tmp_path, "test", map(asked, range(150, 170)), split="test"),
+        },
+        validation_fraction=0.3,
+        test_fraction=0.0,
+    )
+    assert numbers(mix, "test") == list(range(150, 170))
+    held_out = keys(mix, "prompt", "test")
+    for split in ("train", "validation"):
+        assert not keys(mix, "comparison", split) & held_out
+    assert mix.size("comparison", "train") + mix.size("comparison", "validation") == 180
+    assert 30 < mix.size("comparison", "validation") < 90
+    assert mix.removed["all"]["in_another_split"] == 40  # comparisons and prompts
+
+
+def test_a_source_with_splits_of_its_own_and_a_test_file_keep_away_from_each_other(tmp_path):
+    mix = mixture(
+        {
+            "own": fixed((0, 30), (30, 40), (40, 50)),
+            "file": file(tmp_path, "a", map(asked, range(20, 60)), split="test"),
+        }
+    )
+    assert {mix.record("prompt", "test", i)["source"] for i in range(30)} == {"own", "file"}
+    # of the file's 20..59 the other source has 30..39 for validation
+    assert mix.size_of("file", "prompt", "test") == 30
+    assert mix.size_of("own", "prompt", "train") == 20  # 0..19
+
+
+def test_raw_text_that_is_for_one_split_is_for_no_other(tmp_path):
+    rows = [{"text": f"The owl number {i} hunts."} for i in range(20)]
+    mix = mixture({"books": file(tmp_path, "a", rows, split="train")}, test_fraction=0.4)
+    assert mix.size("text", "train") == 20 and not mix.has("text", "test")
+
+
+def test_a_split_that_no_file_is_for_is_an_error_that_says_how_a_file_is(tmp_path):
+    mix = mixture({"a": file(tmp_path, "a", map(asked, range(9)), split="train")})
+    hint = r"in the validation split \(a: 0 records, weight 1\); mix.sources.NAME.split=validation says"
+    with pytest.raises(UserError, match=hint):
+        mix.size("demonstration", "validation")
+    with pytest.raises(UserError, match=r"sources.a.split must be train, validation, test or null"):
+        mixture({"a": SourceConfig(path="x", split="dev")})
+
+
 def test_an_endless_source_gives_another_record_for_one_that_is_held_out_elsewhere(tmp_path):
     rows = [asked(i) for i in range(200)]
     sources = {
