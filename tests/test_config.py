@@ -325,3 +325,23 @@ def test_looking_at_runs_calls_nothing_of_a_config() -> None:
     assert compose.check(compose.compose(["task=runs", *function])).task == "runs"
     with pytest.raises(UserError, match=r"^reward_source.parts.function.target must be"):
         compose.check(compose.compose(["task=ppo", *function]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [
+        ("ppo", ["model.context_length=100", "sft.max_length=100"]),
+        ("reward", ["model.context_length=100", "sft.max_length=100"]),
+        ("evaluate", ["model.context_length=100", "sft.max_length=100"]),
+        ("sft", ["sft.max_length=200", "ppo.max_prompt_tokens=20"]),
+        ("ppo", [*RLOO, "ppo.share_prompt=true", "model.gradient_checkpointing=true"]),
+        ("ppo", ["strategy=deepspeed_zero3", "trainer.devices=2", "ppo.ema_decay=0.9"]),
+    ],
+)
+def test_settings_are_asked_of_the_stages_that_run(stage: str, overrides: list[str]) -> None:
+    """Of another stage's lengths and options nothing is asked; a pipeline runs them all."""
+    other = "pretrain" if stage == "sft" else "sft"
+    assert compose.check(compose.compose([f"task={other}", *overrides])).task == other
+    for task in (stage, "pipeline"):
+        with pytest.raises(UserError):
+            compose.check(compose.compose([f"task={task}", *overrides]))

@@ -112,52 +112,11 @@ def cross_check(root: RootConfig) -> None:
 
     Raises: UserError with the dotted key, what was got and what is allowed.
     """
-    context, ppo = root.model.context_length, root.ppo
-    require(
-        ppo.max_prompt_tokens + ppo.max_response_tokens <= context,
-        "ppo.max_prompt_tokens + ppo.max_response_tokens",
-        f"<= model.context_length={context}",
-        ppo.max_prompt_tokens + ppo.max_response_tokens,
-    )
-    require(
-        ppo.max_prompt_tokens + root.evaluate.max_response_tokens <= context,
-        "ppo.max_prompt_tokens + evaluate.max_response_tokens",
-        f"<= model.context_length={context}",
-        ppo.max_prompt_tokens + root.evaluate.max_response_tokens,
-    )
-    for stage in trained_stages(root).intersection(("pretrain", "sft")):
-        length = getattr(root, stage).max_length
-        require(
-            length <= context, f"{stage}.max_length", f"<= model.context_length={context}", length
-        )
-    require(
-        ppo.max_prompt_tokens + root.reward.max_response_tokens <= context,
-        "ppo.max_prompt_tokens + reward.max_response_tokens",
-        f"<= model.context_length={context}",
-        ppo.max_prompt_tokens + root.reward.max_response_tokens,
-    )
-    if root.reward.model is not None:  # reads what the policy of PPO and of the evaluation writes
-        tokens = max(ppo.max_response_tokens, root.evaluate.max_response_tokens)
-        longest = root.reward.model.context_length
-        require(
-            ppo.max_prompt_tokens + tokens <= longest,
-            "reward.model.context_length",
-            f">= {ppo.max_prompt_tokens + tokens} (prompt and response)",
-            longest,
-        )
-    require(
-        not (ppo.share_prompt and root.model.gradient_checkpointing),
-        "ppo.share_prompt",
-        "false where model.gradient_checkpointing is true",
-        ppo.share_prompt,
-    )
-    spreads = root.strategy.name not in ("single", "ddp")
-    require(
-        not (ppo.share_prompt and spreads and ppo.lora is None),
-        "ppo.share_prompt",
-        f"false where strategy={root.strategy.name} and ppo.lora is null (all gradients would be whole at once)",
-        ppo.share_prompt,
-    )
+    stages = trained_stages(root)
+    _check_lengths(root, stages)
+    if "ppo" in stages:
+        _check_shared_prompt(root)
+        _check_zero(root)
     _check_reward_source(root)
     check_generate(root)
     _check_sweep_report(root)
@@ -166,8 +125,39 @@ def cross_check(root: RootConfig) -> None:
         require(given.launch == "local", "pipeline.launch", "local but in task=pipeline", "slurm")
         require(given.only is None, "pipeline.only", "null but in task=pipeline", given.only)
     check_processes(root.strategy, root.trainer or {})
-    _check_zero(root)
     check_global_batches(process_count(root.trainer), _global_batches(root))
+
+
+def _check_lengths(root: RootConfig, stages: frozenset[str]) -> None:
+    """What the stages of this command read and write fits into the context."""
+    context, prompt = root.model.context_length, root.ppo.max_prompt_tokens
+    writing = [stage for stage in ("ppo", "reward") if stage in stages]
+    if root.task in ("evaluate", "pipeline"):
+        writing.append("evaluate")
+    for stage in writing:
+        key = f"ppo.max_prompt_tokens + {stage}.max_response_tokens"
+        tokens = prompt + getattr(root, stage).max_response_tokens
+        require(tokens <= context, key, f"<= model.context_length={context}", tokens)
+    for stage in stages.intersection(("pretrain", "sft")):
+        length = getattr(root, stage).max_length
+        require(
+            length <= context, f"{stage}.max_length", f"<= model.context_length={context}", length
+        )
+    if writing and root.reward.model is not None:  # reads what is written there
+        tokens = prompt + max(root.ppo.max_response_tokens, root.evaluate.max_response_tokens)
+        longest = root.reward.model.context_length
+        rule = f">= {tokens} (prompt and response)"
+        require(tokens <= longest, "reward.model.context_length", rule, longest)
+
+
+def _check_shared_prompt(root: RootConfig) -> None:
+    """What computes a prompt once for its responses holds all activations, and all gradients, until it is done."""
+    key, shares = "ppo.share_prompt", root.ppo.share_prompt
+    rule = "false where model.gradient_checkpointing is true"
+    require(not (shares and root.model.gradient_checkpointing), key, rule, shares)
+    spreads = root.strategy.name not in ("single", "ddp")
+    rule = f"false where strategy={root.strategy.name} and ppo.lora is null (all gradients would be whole at once)"
+    require(not (shares and spreads and root.ppo.lora is None), key, rule, shares)
 
 
 def _check_sweep_report(root: RootConfig) -> None:
