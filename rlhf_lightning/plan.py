@@ -22,6 +22,8 @@ from rlhf_lightning.runs.identity import FORMAT_VERSION, canonical_json, plain
 
 NOT_IDENTITY = ("init", "model", "checkpoint_every")
 """Keys of a stage's node that do not say what it computes: parents count by what they are, the model by itself."""
+_SOURCE_LATER = {"keep_repeats": False, "split": None}
+"""Options of a source, and the default with which it has the records of runs from before the option."""
 
 
 @dataclass(frozen=True)
@@ -275,14 +277,17 @@ class Planner:
             node |= {"known": known} if known else {}
             own = sorted(n for n in root.evaluate.models if f"models.{n}" not in parents)
             node |= {"own_weights": own} if own else {}
+        if task == "ppo" and node["stop_at_kl_window"] == 1:
+            node.pop("stop_at_kl_window")  # runs from before it end alike
         if task == "reward":
             ranks = parts_identity(root.reward.rank_by, "reward.rank_by")
             node |= {"rank_by": ranks}
         mix = plain(root.mix)
         mix.pop("root")  # a place, like a source's path
         for source in mix["sources"].values():
-            if not source["keep_repeats"]:
-                source.pop("keep_repeats")  # runs from before it have the same records
+            for option, default in _SOURCE_LATER.items():
+                if source[option] == default:
+                    source.pop(option)
             if source["path"] is not None:  # the file's sha256 counts, not its place
                 source["path"] = Path(source["path"]).name
             if source["hub"] is not None and Path(source["hub"]).is_dir():  # likewise its rows'

@@ -310,6 +310,8 @@ def test_a_tree_without_the_schema_is_refused() -> None:
             "ppo.share_prompt must be false where model.gradient_checkpointing is true, got True",
         ),
         (["ppo.samples_per_prompt=0"], "ppo.samples_per_prompt must be >= 1, got 0"),
+        (["ppo.stop_at_kl_window=4"], "ppo.stop_at_kl_window must be 1 where ppo.stop_at_kl is null, got 4"),
+        (["ppo.stop_at_kl=9", "ppo.stop_at_kl_window=0"], "ppo.stop_at_kl_window must be >= 1, got 0"),
         (["ppo.samples_per_prompt=3"], "ppo.samples_per_prompt must be a divisor of ppo.episodes_per_iteration=128, got 3"),
     ],
 )  # fmt: skip

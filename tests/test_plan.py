@@ -49,13 +49,21 @@ def test_what_came_later_changes_no_hash_at_its_default(tmp_path: Path) -> None:
         return found["mix"]["sources"]["mine"], found["reward_source"]["model"]
 
     source, part = identity()
-    assert "keep_repeats" not in source
+    assert not {"keep_repeats", "split"} & set(source)
     assert not {"reads", "chat_template"} & set(part)
     source, part = identity(
-        "mix.sources.mine.keep_repeats=true", "reward_source.parts.model.reads=pair"
+        "mix.sources.mine.keep_repeats=true",
+        "mix.sources.mine.split=train",
+        "reward_source.parts.model.reads=pair",
     )
-    assert source["keep_repeats"] is True
+    assert source["keep_repeats"] is True and source["split"] == "train"
     assert part["reads"] == "pair"
+    limit = "ppo.stop_at_kl=9"
+    windows = [
+        Planner(root(limit, f"ppo.stop_at_kl_window={n}"), {}).ppo().identity for n in (1, 2)
+    ]
+    assert "stop_at_kl_window" not in windows[0]["ppo"]
+    assert windows[1]["ppo"]["stop_at_kl_window"] == 2
 
 
 def test_where_a_local_dataset_lies_does_not_count(tmp_path: Path) -> None:

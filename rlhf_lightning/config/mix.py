@@ -25,7 +25,8 @@ class SourceConfig:
     hub_config: str | None = None
     """Configuration of the dataset, where it has several."""
     hub_split: str = "train"
-    """Split of the dataset that is read, also as `train[:10%]`; what it is for says `split`."""
+    """Split of the dataset that is read, also as `train[:10%]`. What it is for says `split`: without it a dataset's
+    test split too is split by prompt, and trained on."""
     hub_revision: str | None = None
     """Branch, tag or commit of the dataset; null: the newest."""
     format: str | None = None

@@ -143,8 +143,8 @@ class PPOConfig:
     never. Early stopping, to which Gao et al. 2022 (arXiv:2210.10760) liken the penalty; seeds then end equally far
     away."""
     stop_at_kl_window: int = 1
-    """Last iterations whose mean KL is held against stop_at_kl. The KL of few responses is noisy, and its first peak
-    would end the run."""
+    """Iterations whose mean KL is held against stop_at_kl, from the first that has so many behind it. The KL of few
+    responses is noisy: alone, its first peak would end the run."""
     reference_refresh_every: int | None = None
     """Iterations after which the reference becomes a copy of the policy. null: never, as in [I]."""
     old_logprobs: str = "auto"
@@ -242,6 +242,12 @@ class PPOConfig:
         ):
             value = getattr(self, key)
             require(value is None or value > 0, f"ppo.{key}", "null or > 0", value)
+        require(
+            self.stop_at_kl_window == 1 or self.stop_at_kl is not None,
+            "ppo.stop_at_kl_window",
+            "1 where ppo.stop_at_kl is null",
+            self.stop_at_kl_window,
+        )
         spike = self.ratio_spike
         require(spike is None or spike > 1, "ppo.ratio_spike", "null or > 1", spike)
         require(

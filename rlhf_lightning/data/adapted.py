@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from rlhf_lightning.data.formats import Format, Removed
 from rlhf_lightning.data.formats.base import Adapted
 from rlhf_lightning.data.index import Found, HeldOut, Places, Rules, settle, together
 from rlhf_lightning.data.records import (
+    KINDS,
     SPLITS,
     Record,
     key_hash,
@@ -44,8 +45,9 @@ class Rows(Protocol):
 
 
 class AdaptedSource:
-    """A `Source`: demonstrations, comparisons, prompts and text of rows in a known format, split by prompt.
+    """A `Source`: demonstrations, comparisons, prompts and text of rows in a known format.
 
+    They are split by prompt, or all of one split.
     Every comparison and demonstration also gives its prompt, each distinct prompt once. In memory is a record's place.
     Raises: UserError for a row of no known format, one that breaks the rules, or an option that no format takes.
     """
@@ -89,9 +91,9 @@ class AdaptedSource:
         parts = [self._at("demonstration", singles[i]) for i in range(start, stop)]
         return {"messages": [message for part in parts for message in part["messages"]]}
 
-    def held_out(self) -> HeldOut:
-        """Key hashes of the validation and test prompts."""
-        return self._held_out
+    def held_out(self, kinds: Collection[str] = KINDS) -> HeldOut:
+        """Key hashes of the validation and test prompts of records of these kinds."""
+        return together(held for kind, held in self._held_out if kind in kinds)
 
     def _require_known_args(self) -> None:
         known = {name for f in formats.FORMATS for name in formats.options_of(f)}
@@ -165,22 +167,19 @@ class AdaptedSource:
     def _settle(self, found: dict[str, Found], rules: Rules) -> None:
         asked = np.asarray(found.pop("asked", Found()).contents)
         derived = found.pop("derived", None)
-        held_out: list[HeldOut] = []
+        self._held_out: list[tuple[str, HeldOut]] = []
         of_singles = replace(rules, limit=rules.limit and rules.limit * self._turns)
         for kind in sorted(found):
             entries = found.pop(kind)  # what is settled needs its memory no more
-            self._keep(kind, entries, of_singles if kind == _SINGLE else rules, held_out)
+            self._keep(kind, entries, of_singles if kind == _SINGLE else rules)
             del entries
         if derived is not None:
-            self._add_derived(derived, asked, rules, held_out)
-        self._held_out = together(held_out)
+            self._add_derived(derived, asked, rules)
 
-    def _add_derived(
-        self, derived: Found, asked: np.ndarray, rules: Rules, held_out: list[HeldOut]
-    ) -> None:
+    def _add_derived(self, derived: Found, asked: np.ndarray, rules: Rules) -> None:
         """Prompts of other records, but those that rows of prompts say too."""
         own = {split: self._places.pop(("prompt", split), None) for split in SPLITS}
-        self._keep("prompt", derived, rules, held_out, but=asked)
+        self._keep("prompt", derived, rules, but=asked)
         for split, places in own.items():
             if places is not None:
                 both = places + self._places["prompt", split]
@@ -191,14 +190,13 @@ class AdaptedSource:
         kind: str,
         entries: Found,
         rules: Rules,
-        held_out: list[HeldOut],
         *,
         but: np.ndarray | None = None,
     ) -> None:
         places, removed, holding = settle(kind, entries, rules, but=but)
         self.removed += removed
         if kind != "text":
-            held_out.append(holding)
+            self._held_out.append(("demonstration" if kind == _SINGLE else kind, holding))
         self._places |= {(kind, split): found for split, found in places.items()}
 
     def _at(self, kind: str, address: tuple[int, int, int, int]) -> Record:

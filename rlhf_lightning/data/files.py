@@ -25,7 +25,7 @@ from rlhf_lightning.errors import UserError
 
 
 class FileSource(AdaptedSource):
-    """A `Source` of the records in a file or folder, split by a hash of the prompt.
+    """A `Source` of the records in a file or folder, split by a hash of the prompt, or all of one split.
 
     The format is that of a file's first row, and holds for the whole file.
     Raises: UserError for a missing or empty file, an unknown format, a row that breaks the rules of its format.

@@ -26,7 +26,7 @@ class HubDataset:
 
 
 class HubSource(AdaptedSource):
-    """A `Source` of the rows of one split of a dataset, split by a hash of the prompt like a file.
+    """A `Source` of the rows of one split of a dataset, split again like a file's.
 
     Raises: UserError if it cannot be loaded or is empty; else like `FileSource`.
     """

@@ -29,7 +29,7 @@ class Rules:
     held_out_prompts: float = 0.0
     """Share of training prompts that are for the kind prompt alone, and its only ones."""
     held_out: HeldOut = field(default_factory=dict)
-    """What other sources hold out: here in no other split."""
+    """What other sources hold out: a prompt in it may stand here in that same split only."""
     split: str | None = None
     """The split of all records; null: by key hash."""
     limit: int | None = None
@@ -118,10 +118,15 @@ def settle(
     for reason, gone in _unwanted(kind, keys, splits, rules).items():
         removed[reason] = int((gone & (splits >= 0)).sum())
         splits[gone] = -1
-    held_out = {name: np.unique(keys[splits == SPLITS.index(name)]) for name in HOLDING}
     chosen = {name: kept[splits == i][: rules.limit] for i, name in enumerate(SPLITS)}
     places = {name: found.places(rows) for name, rows in chosen.items()}
-    return places, +removed, held_out
+    # what is over the limit of a given split is free for others; by hash it is held out everywhere
+    rows = {
+        name: kept[splits == SPLITS.index(name)] if rules.split is None else chosen[name]
+        for name in HOLDING
+    }
+    keys = np.asarray(found.keys)
+    return places, +removed, {name: np.unique(keys[own]) for name, own in rows.items()}
 
 
 def splits_of(keys: np.ndarray, rules: Rules) -> np.ndarray:

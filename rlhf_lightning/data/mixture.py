@@ -190,7 +190,11 @@ class Mixture:
         return getattr(self.sources.get(record.get("source", "")), name, None)
 
     def _built(self) -> dict[str, Source]:
-        """Sources by name; first those that say what they hold out: the others keep away from it."""
+        """Sources by name.
+
+        Classes come first, then files in the order of `_TURN`. Files keep away from what those before them hold out,
+        the training records of classes from what all others do.
+        """
         configs = self._config.sources
         own = {
             name: build_source(name, configs[name], self._config)
@@ -203,7 +207,7 @@ class Mixture:
         for name in sorted(configs.keys() - own.keys(), key=lambda n: (_TURN[configs[n].split], n)):
             sources[name] = source = build_source(name, configs[name], self._config, held_out)
             assert isinstance(source, AdaptedSource)
-            held_out = together((held_out, source.held_out()))
+            held_out = together((held_out, source.held_out(self._used(name, source))))
         for name, source in own.items():
             self._screens[name] = Screen(
                 self._used(name, source),
@@ -254,9 +258,10 @@ class Mixture:
         by_hash = [n for n in having if sources[n].target is None and sources[n].split is None]
         training = sum(self.size_of(name, kind, "train") or 0 for name in by_hash)
         if not training:
-            return f"; mix.sources.NAME.split={split} says that a file's are"
+            files = any(sources[name].target is None for name in having)
+            return f"; for a file of them: mix.sources.NAME.split={split}" if files else ""
         key, share = f"mix.{split}_fraction", getattr(self._config, f"{split}_fraction")
-        return f"; {key}={share:g} took none of {training} that are for training now: a larger share takes more"
+        return f"; {key}={share:g} gives it none of {training} that are for training now: a larger share takes more"
 
     def _cap(self, name: str, size: int | None, split: str) -> int | None:
         """What is held out is asked once: a small source must not count several times."""

@@ -48,7 +48,8 @@ class Part:
     near_duplicates: int = 0
     """The same but for case and white space; these include the exact ones."""
     prompts_in_train: int | None = None
-    """Records of a held-out split whose prompt is in the training split too (but for case and white space)."""
+    """Records of a held-out split whose prompt is in the training split of that kind too, whatever the source (but for
+    case and white space)."""
     comparisons: ComparisonCounts | None = None
 
     def too_long(self) -> dict[str, int]:

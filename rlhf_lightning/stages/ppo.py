@@ -204,6 +204,7 @@ class PPOModule(LightningModule):
             copy_adapter(self.policy, TRAINED, self.reference.adapter)
         else:
             self.reference.load_state_dict(self.policy.state_dict())
+        self.progress.begin_from_new_reference(self.hp)
 
     def rollout(
         self, prompts: PromptBatch, generator: torch.Generator, *, samples: int = 1

@@ -25,7 +25,8 @@ class Progress:
     skipped_minibatches: int = 0
     early_stops: int = 0
     kls: list[float] = field(default_factory=list)
-    """Of the last `ppo.stop_at_kl_window` iterations' responses: k1, nats per sequence."""
+    """Of the last iterations' responses, `ppo.stop_at_kl_window` of them: k1, nats per sequence. Not of those in which
+    the policy stood still, nor from before the reference was another one."""
 
     @property
     def where(self) -> str:
@@ -33,8 +34,8 @@ class Progress:
         return f"ppo: iteration {self.iteration}"
 
     @property
-    def kl(self) -> float:
-        """Mean of `kls`: how far from the reference the policy is; NaN before the first iteration."""
+    def mean_kl(self) -> float:
+        """Mean of `kls`: how far from the reference the policy is; NaN where there are none."""
         return fmean(self.kls) if self.kls else nan
 
     def advance(self, hp: PPOConfig, *, episodes: int, kl: float) -> None:
@@ -43,7 +44,8 @@ class Progress:
         warming_up = self.is_warming_up(hp)
         self.iteration += 1
         self.episodes += episodes
-        self.kls = [*self.kls, kl][-hp.stop_at_kl_window :]
+        if not warming_up:
+            self.kls = [*self.kls, kl][-hp.stop_at_kl_window :]
         if hp.adaptive_kl.enabled and not warming_up:
             self.kl_coef = adapt_kl_coef(
                 self.kl_coef,
@@ -60,7 +62,12 @@ class Progress:
     def is_over(self, hp: PPOConfig) -> bool:
         """Whether the policy has come as far from the reference as it may; not before a whole window was seen."""
         seen = len(self.kls) == hp.stop_at_kl_window
-        return hp.stop_at_kl is not None and seen and self.kl > hp.stop_at_kl
+        return hp.stop_at_kl is not None and seen and self.mean_kl > hp.stop_at_kl
+
+    def begin_from_new_reference(self, hp: PPOConfig) -> None:
+        """KL is measured against another policy from now on; a run that is over stays so."""
+        if not self.is_over(hp):
+            self.kls = []
 
     def state(self) -> dict[str, Any]:
         """As plain values."""
@@ -68,5 +75,9 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """What `state` gave."""
-        return cls(**{**state, "moments": RunningMoments(**state["moments"])})
+        """What `state` gave; or gave when there was the last KL alone."""
+        state = {**state, "moments": RunningMoments(**state["moments"])}
+        if "kl" in state:
+            kl = state.pop("kl")
+            state["kls"] = [kl] if state["iteration"] else []
+        return cls(**state)

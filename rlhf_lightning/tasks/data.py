@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def survey(
     }
     counts = {key: root.data.records if size is None else size for key, size in sizes.items()}
     parts: list[Part] = []
-    trained: dict[tuple[str, str], np.ndarray] = {}
+    prompts: list[np.ndarray] = []
     with counted("data", sum(counts.values())) as advance:
         for (name, kind, split), count in counts.items():
             found = Survey(kind, tokenizer)
@@ -120,13 +121,28 @@ def survey(
             if repeated := found.repeated():
                 again = _batches(mixture, (name, kind, split), count)
                 found.count_labels((record for batch in again for record in batch), repeated)
-            if split == "train":  # the first one; the others are held against it
-                trained[name, kind] = np.unique(found.prompts)
-            overlap = None
-            if split != "train" and (name, kind) in trained:
-                overlap = int(np.isin(np.asarray(found.prompts), trained[name, kind]).sum())
-            parts.append(_part(root, sizes, (name, kind, split), found, overlap))
-    return parts
+            parts.append(_part(root, sizes, (name, kind, split), found))
+            prompts.append(np.asarray(found.prompts))
+    return _held_against_train(parts, prompts)
+
+
+def _held_against_train(parts: Sequence[Part], prompts: Sequence[np.ndarray]) -> list[Part]:
+    """The parts; of those that are held out it is known how many of their prompts are in a training split."""
+
+    def in_train(part: Part, asked: np.ndarray) -> int | None:
+        trained = [
+            others
+            for other, others in zip(parts, prompts, strict=True)
+            if (other.kind, other.split) == (part.kind, "train")
+        ]
+        if part.split == "train" or not trained:
+            return None
+        return int(np.isin(asked, np.concatenate(trained)).sum())
+
+    return [
+        replace(part, prompts_in_train=in_train(part, asked))
+        for part, asked in zip(parts, prompts, strict=True)
+    ]
 
 
 def _part(
@@ -134,7 +150,6 @@ def _part(
     sizes: Mapping[tuple[str, str, str], int | None],
     key: tuple[str, str, str],
     found: Survey,
-    overlap: int | None,
 ) -> Part:
     name, kind, split = key
     return Part(
@@ -148,7 +163,6 @@ def _part(
         limits=limits_of(root)[kind],
         duplicates=found.duplicates,
         near_duplicates=found.near_duplicates,
-        prompts_in_train=overlap,
         comparisons=found.comparisons,
     )
 

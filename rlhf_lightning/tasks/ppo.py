@@ -89,7 +89,7 @@ def run(job: Job) -> dict[str, float]:
     if done.is_over(hp) and done.iteration < hp.iterations:
         over = "" if hp.stop_at_kl_window == 1 else f", mean of {hp.stop_at_kl_window} iterations,"
         job.say(
-            f"ended after iteration {done.iteration} of {hp.iterations}: a KL of {done.kl:.3g} nats{over} is more"
+            f"ended after iteration {done.iteration} of {hp.iterations}: a KL of {done.mean_kl:.3g} nats{over} is more"
             f" than ppo.stop_at_kl={hp.stop_at_kl:g}"
         )
     module.export_average()  # the last validation is of the average, as the export is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -91,7 +92,7 @@ def test_a_run_ends_after_the_iteration_whose_kl_is_above_the_limit():
     assert len(far) == 3 and min(far) > 0.1
     ppo = module(replace(hp, stop_at_kl=0.1), reference=tiny_policy(9))
     assert [s["rollout/kl_k1"] for s in fit(ppo) if "ppo/lr" in s] == far[:1]
-    assert ppo.progress.iteration == 1 and ppo.progress.kl == far[0]
+    assert ppo.progress.iteration == 1 and ppo.progress.mean_kl == far[0]
     # one that was killed there goes no further
     again = module(ppo.hp, reference=tiny_policy(9))
     again.progress = ppo.progress
@@ -111,7 +112,7 @@ def test_the_limit_holds_the_mean_of_a_window_against_it():
             progress.advance(hp, episodes=8, kl=kl)
             over.append(progress.is_over(hp))
         assert over == ends
-        assert progress.kl == pytest.approx(sum(kls[-window:]) / window)
+        assert progress.mean_kl == pytest.approx(sum(kls[-window:]) / window)
 
 
 def test_a_window_that_was_not_seen_whole_ends_nothing():
@@ -123,6 +124,30 @@ def test_a_window_that_was_not_seen_whole_ends_nothing():
         assert not progress.is_over(hp)
     progress.advance(hp, episodes=8, kl=9.0)
     assert progress.is_over(hp) and progress.kls == [9.0, 9.0, 9.0]
+
+
+def test_a_window_has_no_kl_of_a_policy_that_stood_still_or_to_an_earlier_reference():
+    hp = replace(HP, stop_at_kl=5.0, stop_at_kl_window=2, critic_warmup_iterations=1)
+    progress = Progress()
+    for kl in (0.0, 9.0):
+        progress.advance(hp, episodes=8, kl=kl)
+    assert progress.kls == [9.0]
+    progress.begin_from_new_reference(hp)
+    assert progress.kls == [] and math.isnan(progress.mean_kl)
+    for kl in (4.0, 9.0):
+        progress.advance(hp, episodes=8, kl=kl)
+    progress.begin_from_new_reference(hp)
+    assert progress.is_over(hp)  # what ends a run ends it
+    ppo = module(replace(HP, reference_refresh_every=2, stop_at_kl=1e3, stop_at_kl_window=9))
+    fit(ppo, batches(3))
+    assert len(ppo.progress.kls) == 1
+
+
+def test_a_checkpoint_from_before_the_window_has_the_last_kl():
+    for iteration, kls in ((3, [7.0]), (0, [])):
+        state = Progress(iteration=iteration).state() | {"kl": 7.0}
+        del state["kls"]
+        assert Progress.from_state(state).kls == kls
 
 
 def test_a_limit_that_is_not_reached_changes_nothing():

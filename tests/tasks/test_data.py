@@ -325,6 +325,23 @@ def test_what_the_mix_leaves_out_is_not_counted(tmp_path: Path) -> None:
     assert sum(part["read"] for part in parts) == 30
 
 
+def test_a_test_file_is_held_against_another_training_file(tmp_path: Path) -> None:
+    """The mix takes prompts out of training; raw text it does not compare, and the page tells what both have."""
+    for name, texts in {"train": range(8), "a_test": range(5, 9)}.items():
+        write(tmp_path / f"{name}.jsonl", [{"text": f"The owl {i} hunts."} for i in texts])
+    rlhf_here(
+        "task=data",
+        f"run_dir={tmp_path / 'here'}",
+        "mix=files",
+        f"mix.root={tmp_path}",
+        *("mix.sources.train.path=train.jsonl", "mix.sources.train.split=train"),
+        *("mix.sources.a_test.path=a_test.jsonl", "mix.sources.a_test.split=test"),
+    )
+    parts = json.loads((tmp_path / "here" / "data.json").read_text())["parts"]
+    found = {part["source"]: (part["split"], part["prompts_in_train"]) for part in parts}
+    assert found == {"train": ("train", None), "a_test": ("test", 3)}
+
+
 def test_shares_limits_and_held_out_prompts_that_training_has_too(tokenizer) -> None:
     mixture, root = leaky_mix()
     parts = survey(root, mixture, tokenizer, Stop())  # type: ignore[arg-type]
